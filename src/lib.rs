@@ -1,0 +1,1 @@
+//! `detoxd` rewrites toxic text into text with the same meaning and none of the toxicity.
