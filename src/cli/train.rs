@@ -1,0 +1,292 @@
+//! `detoxd train`: trains an adapter from JSON lines.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::model::lora::{LoraConfig, LoraModel, MODULES};
+use crate::model::weights::{ModelFiles, Purpose};
+use crate::prompt::RewritePrompt;
+use crate::train::objectives::{ContrastivePerplexity, Objective, Phi, Sft, Similarity};
+use crate::train::optimizer::{AdamWConfig, Schedule};
+use crate::train::trainer::{Schedules, Start, StepReport, Trainer};
+use crate::train::{batch, dataset};
+
+/// Trains a LoRA adapter for the rewrite prompt.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
+    #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
+    model: String,
+    /// Training data, JSON lines: {"anchor","positives","negatives"}, {"toxic","neutral"} or {"input","paraphrases","paraphrases_toxic"}
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder of the run: loss log, checkpoints and in the end adapter/
+    #[arg(long)]
+    out: PathBuf,
+    /// What is minimised
+    #[arg(long, value_enum, default_value_t = ObjectiveName::Cp)]
+    objective: ObjectiveName,
+    /// Adapter to start from, a PEFT folder; a new one without it
+    #[arg(long)]
+    init_adapter: Option<PathBuf>,
+    /// Goes on from the run's last checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Type of the products with frozen weights: bf16 where the processor has them
+    #[arg(long, value_enum, default_value_t = TrainDType::Bf16)]
+    dtype: TrainDType,
+    /// Type of the numbers in the finished adapter's file
+    #[arg(long, value_enum, default_value_t = SaveDType::F16)]
+    save_dtype: SaveDType,
+    /// Minutes between checkpoints
+    #[arg(long, default_value_t = 2.0)]
+    checkpoint_minutes: f64,
+    #[command(flatten)]
+    hyperparameters: Hyperparameters,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum ObjectiveName {
+    /// Contrastive perplexity
+    Cp,
+    /// Supervised fine-tuning on the positives
+    Sft,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TrainDType {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SaveDType {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum SimilarityName {
+    /// exp(-|phi - c|) / tau
+    Paper,
+    /// exp(-|phi - c| / tau)
+    Symmetric,
+    /// exp(-(phi - c) / tau) for negatives
+    Directed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum PhiName {
+    Perplexity,
+    LogPerplexity,
+}
+
+#[derive(Debug, Args, Serialize)]
+struct Hyperparameters {
+    /// Passes over the data
+    #[arg(long, default_value_t = 1.0)]
+    epochs: f64,
+    /// Stops after so many steps
+    #[arg(long)]
+    max_steps: Option<usize>,
+    /// Most tokens in a packed batch
+    #[arg(long, default_value_t = 2048)]
+    batch_tokens: usize,
+    /// Batches a step
+    #[arg(long, default_value_t = 1)]
+    gradient_accumulation: usize,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 2e-4)]
+    learning_rate: f64,
+    /// Steps to reach it
+    #[arg(long, default_value_t = 30)]
+    warmup_steps: usize,
+    /// What follows
+    #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
+    schedule: Schedule,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Rank of a new adapter
+    #[arg(long, default_value_t = 16)]
+    lora_rank: usize,
+    /// A new adapter's updates are scaled by alpha / rank
+    #[arg(long, default_value_t = 32.0)]
+    lora_alpha: f64,
+    /// Modules a new adapter updates
+    #[arg(long, value_delimiter = ',', default_values_t = MODULES.map(str::to_owned))]
+    target_modules: Vec<String>,
+    /// Longest prompt with its rewrite, in tokens
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// Most positives a set (|P|)
+    #[arg(long, default_value_t = 4)]
+    num_positives: usize,
+    /// Most negatives a set (|N|); none are used by sft
+    #[arg(long, default_value_t = 6)]
+    num_negatives: usize,
+    /// What is compared
+    #[arg(long, value_enum, default_value_t = PhiName::LogPerplexity)]
+    phi: PhiName,
+    /// How distance from the prototype becomes similarity
+    #[arg(long, value_enum, default_value_t = SimilarityName::Directed)]
+    similarity: SimilarityName,
+    /// Negatives so far above the prototype are left alone (directed)
+    #[arg(long, default_value_t = 1.0)]
+    margin: f64,
+    /// Temperature
+    #[arg(long, default_value_t = 0.3)]
+    tau: f64,
+    /// Weight of the negatives
+    #[arg(long, default_value_t = 1.0)]
+    alpha: f64,
+    /// The prototype is a constant for the gradient
+    #[arg(long)]
+    detach_prototype: bool,
+    /// Weight of the contrastive term
+    #[arg(long, default_value_t = 0.25)]
+    cp_weight: f64,
+    /// Weight of the likelihood of the positives
+    #[arg(long, default_value_t = 1.0)]
+    sft_weight: f64,
+}
+
+impl Hyperparameters {
+    fn objective(&self, name: ObjectiveName) -> Box<dyn Objective> {
+        match name {
+            ObjectiveName::Sft => Box::new(Sft),
+            ObjectiveName::Cp => Box::new(ContrastivePerplexity {
+                phi: match self.phi {
+                    PhiName::Perplexity => Phi::Perplexity,
+                    PhiName::LogPerplexity => Phi::LogPerplexity,
+                },
+                similarity: match self.similarity {
+                    SimilarityName::Paper => Similarity::Paper,
+                    SimilarityName::Symmetric => Similarity::Symmetric,
+                    SimilarityName::Directed => Similarity::Directed { margin: self.margin },
+                },
+                tau: self.tau,
+                alpha: self.alpha,
+                detach_prototype: self.detach_prototype,
+                weight: self.cp_weight,
+                sft_weight: self.sft_weight,
+            }),
+        }
+    }
+
+    fn schedules(&self, objective: ObjectiveName) -> Schedules {
+        Schedules {
+            epochs: self.epochs,
+            max_steps: self.max_steps,
+            batch_tokens: self.batch_tokens,
+            gradient_accumulation: self.gradient_accumulation,
+            learning_rate: self.learning_rate,
+            warmup_steps: self.warmup_steps,
+            schedule: self.schedule,
+            seed: self.seed,
+            num_positives: self.num_positives,
+            num_negatives: if objective == ObjectiveName::Sft {
+                0
+            } else {
+                self.num_negatives
+            },
+            adamw: AdamWConfig::default(),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// With what to change.
+pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let hyperparameters = &args.hyperparameters;
+    if hyperparameters.epochs <= 0.0 || hyperparameters.gradient_accumulation == 0 || hyperparameters.tau <= 0.0 {
+        bail!("epochs, gradient-accumulation and tau must be positive");
+    }
+    let files = ModelFiles::open(&super::model_path(&args.model)?)?;
+    let tokenizer = files.tokenizer()?;
+    let prompt = RewritePrompt::new(&tokenizer)?;
+    let examples = dataset::read(&args.data)?;
+    let sets = batch::tokenise(&examples, &tokenizer, &prompt, hyperparameters.max_tokens)?;
+    let dtype = match args.dtype {
+        TrainDType::F32 => DType::F32,
+        TrainDType::Bf16 => DType::BF16,
+    };
+    let decoder = files.load(Purpose::Train { dtype }, &Device::Cpu)?;
+    let start = match &args.init_adapter {
+        Some(folder) => {
+            Start::From(LoraModel::load(folder, decoder.config(), decoder.device()).context("reading --init-adapter")?)
+        }
+        None => Start::New(LoraConfig {
+            r: hyperparameters.lora_rank,
+            lora_alpha: hyperparameters.lora_alpha,
+            target_modules: hyperparameters.target_modules.iter().cloned().collect(),
+            base_model_name_or_path: args.model.clone(),
+        }),
+    };
+    let objective = hyperparameters.objective(args.objective);
+    let schedules = hyperparameters.schedules(args.objective);
+    let mut settings = serde_json::to_value(hyperparameters)?;
+    settings["objective"] = serde_json::to_value(args.objective)?;
+    settings["examples"] = sets.len().into();
+    let trainer = Trainer {
+        run: &args.out,
+        decoder: &decoder,
+        sets: &sets,
+        objective: &*objective,
+        schedules: &schedules,
+        settings: settings.clone(),
+        checkpoint_every: Duration::from_secs_f64(args.checkpoint_minutes.max(0.0) * 60.0),
+        save_dtype: match args.save_dtype {
+            SaveDType::F32 => DType::F32,
+            SaveDType::F16 => DType::F16,
+            SaveDType::Bf16 => DType::BF16,
+        },
+    };
+    std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+    std::fs::write(args.out.join("config.json"), format!("{settings:#}\n"))?;
+    let bar = progress_bar(trainer.steps());
+    let folder = trainer.train(start, args.resume, |step| {
+        show(&bar, step);
+        true
+    })?;
+    bar.finish();
+    if let Some(folder) = folder {
+        tracing::info!(adapter = %folder.display(), "training finished");
+    }
+    Ok(())
+}
+
+fn progress_bar(steps: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  ETA {eta}");
+    let bar = ProgressBar::new(steps as u64);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn show(bar: &ProgressBar, step: &StepReport) {
+    bar.set_position(step.step as u64);
+    bar.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
+    if bar.is_hidden() && (step.step % 20 == 0 || step.step == step.steps) {
+        tracing::info!(
+            step = step.step,
+            steps = step.steps,
+            loss = step.loss,
+            tokens_per_second = step.tokens_per_second,
+            "trained"
+        );
+    }
+}

@@ -1,0 +1,7 @@
+//! Loops over slices, compiled for several levels of vector instructions and chosen at run time.
+
+pub mod bf16;
+pub(crate) mod gemm;
+mod memory;
+pub mod quantized;
+pub(crate) mod vector;

@@ -1,0 +1,182 @@
+//! What serving remembers of a sequence: rotated keys and values of every layer.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::DecoderConfig;
+use super::ops::{AttentionShape, RotaryTable, attend_row, rotate, with_values};
+
+/// Keys and values of one sequence, possibly the continuation of a shared one.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    /// `[layers]`, each `[len, num_kv_heads * head_dim]`.
+    layers: Vec<LayerCache>,
+    len: usize,
+    prefix: Option<Arc<KvCache>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct LayerCache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KvCache {
+    /// An empty cache with room for `capacity` tokens.
+    pub fn new(config: &DecoderConfig, capacity: usize) -> Self {
+        let values = capacity * config.num_kv_heads * config.head_dim;
+        let layer = || LayerCache {
+            keys: Vec::with_capacity(values),
+            values: Vec::with_capacity(values),
+        };
+        Self {
+            layers: (0..config.num_layers).map(|_| layer()).collect(),
+            len: 0,
+            prefix: None,
+        }
+    }
+
+    /// An empty cache that continues `prefix`, which itself continues nothing.
+    pub fn continuing(prefix: Arc<Self>, config: &DecoderConfig, capacity: usize) -> Self {
+        Self {
+            prefix: Some(prefix),
+            ..Self::new(config, capacity)
+        }
+    }
+
+    /// Tokens held, the prefix included; the position of the next token.
+    pub fn positions(&self) -> usize {
+        self.len + self.prefix.as_ref().map_or(0, |prefix| prefix.len)
+    }
+
+    /// Forgets all but the first `positions` tokens; the prefix is never shortened.
+    pub fn truncate(&mut self, positions: usize) {
+        let keep = positions.saturating_sub(self.prefix.as_ref().map_or(0, |prefix| prefix.len));
+        if keep < self.len {
+            for layer in &mut self.layers {
+                let row = layer.keys.len() / self.len;
+                layer.keys.truncate(keep * row);
+                layer.values.truncate(keep * row);
+            }
+            self.len = keep;
+        }
+    }
+
+    /// Bytes held, the prefix not included.
+    pub fn bytes(&self) -> usize {
+        self.layers
+            .iter()
+            .map(|layer| (layer.keys.capacity() + layer.values.capacity()) * size_of::<f32>())
+            .sum()
+    }
+}
+
+/// A sequence within a serving batch: its cache and how many of the batch's next rows are its new tokens.
+#[derive(Debug)]
+pub struct CachedSequence<'a> {
+    /// What came before; the new tokens are appended.
+    pub cache: &'a mut KvCache,
+    /// Number of new tokens.
+    pub len: usize,
+}
+
+/// Attention of new tokens to their cached past and to each other, by sequence; appends their keys and values to layer
+/// `layer` of the caches. `qkv [Σ len, row]`, not yet rotated, to `[Σ len, num_heads * head_dim]`.
+pub(crate) fn attend(
+    qkv: &Tensor,
+    layer: usize,
+    sequences: &mut [CachedSequence<'_>],
+    shape: AttentionShape,
+    rotary: &RotaryTable,
+) -> Result<Tensor> {
+    let (tokens, row) = qkv.dims2()?;
+    if tokens != sequences.iter().map(|sequence| sequence.len).sum::<usize>() || row != shape.row() {
+        bail!("the rows of the batch are not those of its sequences")
+    }
+    if let Some(longest) = sequences.iter().map(|s| s.cache.positions() + s.len).max()
+        && longest > rotary.positions()
+    {
+        bail!(
+            "a sequence of {longest} tokens exceeds the model's {}",
+            rotary.positions()
+        )
+    }
+    let width = shape.out();
+    let mut out = vec![0f32; tokens * width];
+    with_values(&qkv.to_device(&candle_core::Device::Cpu)?, |qkv| {
+        let (mut qkv, mut rest) = (qkv, out.as_mut_slice());
+        let mut work = Vec::with_capacity(sequences.len());
+        for sequence in sequences.iter_mut() {
+            let (rows, other_rows) = qkv.split_at(sequence.len * row);
+            let (out, other_out) = rest.split_at_mut(sequence.len * width);
+            work.push((sequence, rows, out));
+            (qkv, rest) = (other_rows, other_out);
+        }
+        let one = |(sequence, rows, out): (&mut CachedSequence<'_>, &[f32], &mut [f32])| {
+            let first = sequence.cache.positions();
+            let KvCache { layers, prefix, .. } = &mut *sequence.cache;
+            let prefix = prefix.as_ref().map(|prefix| &prefix.layers[layer]);
+            attend_sequence(out, rows, &mut layers[layer], prefix, first, shape, rotary);
+        };
+        if tokens < 8 {
+            work.into_iter().for_each(one);
+        } else {
+            work.into_par_iter().for_each(one);
+        }
+        Ok(())
+    })?;
+    Tensor::from_vec(out, (tokens, width), qkv.device())
+}
+
+/// Marks the new tokens as held; called once all layers have appended theirs.
+pub(crate) fn advance(sequences: &mut [CachedSequence<'_>]) {
+    for sequence in sequences {
+        sequence.cache.len += sequence.len;
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+fma", "x86_64+avx2+fma"))]
+fn attend_sequence(
+    out: &mut [f32],
+    qkv: &[f32],
+    cache: &mut LayerCache,
+    prefix: Option<&LayerCache>,
+    first_position: usize,
+    shape: AttentionShape,
+    rotary: &RotaryTable,
+) {
+    let (row, width, dim) = (shape.row(), shape.out(), shape.head_dim);
+    let stride = shape.num_kv_heads * dim;
+    let queries = shape.num_heads * dim;
+    let mut qk = vec![0f32; queries + stride];
+    let mut scores = Vec::new();
+    let empty = LayerCache::default();
+    let prefix = prefix.unwrap_or(&empty);
+    let prefix_len = prefix.keys.len() / stride;
+    for (index, (qkv, out)) in qkv.chunks_exact(row).zip(out.chunks_exact_mut(width)).enumerate() {
+        qk.copy_from_slice(&qkv[..queries + stride]);
+        let (cos, sin) = rotary.at(first_position + index);
+        for head in qk.chunks_exact_mut(dim) {
+            rotate(head, cos, sin);
+        }
+        cache.keys.extend_from_slice(&qk[queries..]);
+        cache.values.extend_from_slice(&qkv[queries + stride..]);
+        let own_len = cache.keys.len() / stride;
+        for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+            let offset = head * shape.num_kv_heads / shape.num_heads * dim;
+            let from = |values: &'_ [f32]| values.len().min(offset);
+            let runs = [
+                (
+                    &prefix.keys[from(&prefix.keys)..],
+                    &prefix.values[from(&prefix.values)..],
+                    prefix_len,
+                ),
+                (&cache.keys[offset..], &cache.values[offset..], own_len),
+            ];
+            attend_row(out, &qk[head * dim..][..dim], runs, stride, &mut scores);
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! A frozen projection with low-rank updates (Hu et al. 2021).
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::super::kernels::gemm::{MatrixView, gemm};
+use super::super::layers::Weight;
+use super::{values, with_values};
+
+/// One updated part of a (fused) projection: output columns `rows` get `scale * (x · A[rank]ᵀ) · B[b_rows]ᵀ`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraPart {
+    /// Output columns of the projection, which are rows of its matrix.
+    pub rows: Range<usize>,
+    /// Rows of the stacked `A`.
+    pub rank: Range<usize>,
+    /// Rows of the stacked `B`.
+    pub b_rows: Range<usize>,
+}
+
+/// `x · Wᵀ`, differentiable in `x`, and in `W` where it is a variable. `x [tokens, in]` to `[tokens, out]`.
+///
+/// # Errors
+/// When the shapes do not fit, or the weight has no backward pass and one is asked for.
+pub fn linear(x: &Tensor, weight: &Arc<Weight>) -> Result<Tensor> {
+    match &**weight {
+        Weight::Dense(matrix) if matrix.track_op() || !x.device().is_cpu() => x.matmul(&matrix.t()?),
+        _ => x.apply_op1(FrozenLinear { weight: weight.clone() }),
+    }
+}
+
+/// `x · Wᵀ` plus the low-rank updates of `parts`. Shapes: `x [tokens, in]`, `a [Σ rank, in]`, `b [Σ rows, rank]`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn lora_linear(
+    x: &Tensor,
+    weight: &Arc<Weight>,
+    a: &Tensor,
+    b: &Tensor,
+    parts: &Arc<[LoraPart]>,
+    scale: f32,
+) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let hidden = OnceLock::new();
+        x.apply_op3(
+            a,
+            b,
+            LoraLinear {
+                weight: weight.clone(),
+                parts: parts.clone(),
+                scale,
+                hidden,
+            },
+        )
+    } else {
+        reference(x, weight, a, b, parts, scale)
+    }
+}
+
+fn reference(
+    x: &Tensor,
+    weight: &Arc<Weight>,
+    a: &Tensor,
+    b: &Tensor,
+    parts: &[LoraPart],
+    scale: f32,
+) -> Result<Tensor> {
+    let base = linear(x, weight)?;
+    let (out, _) = weight.shape();
+    let mut columns = Vec::new();
+    let mut next = 0;
+    for part in parts {
+        if next < part.rows.start {
+            columns.push(base.narrow(1, next, part.rows.start - next)?);
+        }
+        let hidden = x.matmul(&a.narrow(0, part.rank.start, part.rank.len())?.t()?)?;
+        let update = hidden.matmul(&b.narrow(0, part.b_rows.start, part.b_rows.len())?.t()?)?;
+        columns.push((base.narrow(1, part.rows.start, part.rows.len())? + (update * f64::from(scale))?)?);
+        next = part.rows.end;
+    }
+    if next < out {
+        columns.push(base.narrow(1, next, out - next)?);
+    }
+    Tensor::cat(&columns, 1)
+}
+
+/// A low-rank update of some rows of a batch.
+pub struct LowRankUpdate<'a> {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Stacked `A [Σ rank, in]`.
+    pub a: &'a Tensor,
+    /// Stacked `B [Σ rows, rank]`.
+    pub b: &'a Tensor,
+    /// What each part updates.
+    pub parts: &'a [LoraPart],
+    /// Factor on the update.
+    pub scale: f32,
+}
+
+/// `x · Wᵀ` with a different low-rank update for each span of rows; for serving, not differentiable.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'_>]) -> Result<Tensor> {
+    let (tokens, in_size) = x.dims2()?;
+    let (out_size, _) = weight.shape();
+    if !x.device().is_cpu() {
+        let mut rows = Vec::new();
+        let mut next = 0;
+        for update in updates {
+            rows.push(linear(&x.narrow(0, next, update.rows.start - next)?, weight)?);
+            let x = x.narrow(0, update.rows.start, update.rows.len())?;
+            rows.push(reference(&x, weight, update.a, update.b, update.parts, update.scale)?);
+            next = update.rows.end;
+        }
+        rows.push(linear(&x.narrow(0, next, tokens - next)?, weight)?);
+        rows.retain(|part| part.elem_count() > 0);
+        return Tensor::cat(&rows, 0);
+    }
+    let mut out = vec![0f32; tokens * out_size];
+    with_values(x, |x| {
+        weight.project(x, tokens, &mut out)?;
+        for update in updates {
+            let x = &x[update.rows.start * in_size..update.rows.end * in_size];
+            let out = &mut out[update.rows.start * out_size..update.rows.end * out_size];
+            with_values(update.a, |a| {
+                with_values(update.b, |b| {
+                    let tokens = update.rows.len();
+                    let mut hidden = vec![0f32; tokens * (a.len() / in_size.max(1))];
+                    add_low_rank(out, &mut hidden, x, a, b, tokens, update.parts, update.scale);
+                    Ok(())
+                })
+            })?;
+        }
+        Ok(())
+    })?;
+    Tensor::from_vec(out, (tokens, out_size), x.device())
+}
+
+/// `out += scale * (x · Aᵀ) · Bᵀ` by parts; leaves `x · Aᵀ [tokens, Σ rank]` in `hidden`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "plain matrices; a struct for one private function would only rename them"
+)]
+fn add_low_rank(
+    out: &mut [f32],
+    hidden: &mut [f32],
+    x: &[f32],
+    a: &[f32],
+    b: &[f32],
+    tokens: usize,
+    parts: &[LoraPart],
+    scale: f32,
+) {
+    let (in_size, out_size, ranks) = (x.len() / tokens, out.len() / tokens, hidden.len() / tokens);
+    gemm(
+        hidden,
+        ranks,
+        false,
+        1.0,
+        MatrixView::new(x, tokens, in_size),
+        MatrixView::new(a, ranks, in_size).t(),
+    );
+    for part in parts {
+        let rank = part.rank.len();
+        let hidden = MatrixView::strided(&hidden[part.rank.start..], tokens, rank, ranks);
+        let b = MatrixView::new(&b[part.b_rows.start * rank..], part.b_rows.len(), rank);
+        gemm(&mut out[part.rows.start..], out_size, true, scale, hidden, b.t());
+    }
+}
+
+struct FrozenLinear {
+    weight: Arc<Weight>,
+}
+
+impl CustomOp1 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = values(storage, layout)?;
+        let (tokens, width) = layout.shape().dims2()?;
+        let (out_size, in_size) = self.weight.shape();
+        if width != in_size {
+            bail!("a projection of {in_size} values got {width}")
+        }
+        let mut out = vec![0f32; tokens * out_size];
+        self.weight.project(x, tokens, &mut out)?;
+        Ok((CpuStorage::F32(out), Shape::from((tokens, out_size))))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (tokens, _) = x.dims2()?;
+        let mut dx = vec![0f32; x.elem_count()];
+        with_values(&grad.contiguous()?, |grad| {
+            self.weight.project_back(grad, tokens, &mut dx)
+        })?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+struct LoraLinear {
+    weight: Arc<Weight>,
+    parts: Arc<[LoraPart]>,
+    scale: f32,
+    /// `x · Aᵀ` of the forward pass, `[tokens, Σ rank]`, kept for the backward pass.
+    hidden: OnceLock<Vec<f32>>,
+}
+
+impl CustomOp3 for LoraLinear {
+    fn name(&self) -> &'static str {
+        "lora-linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, a, b) = (values(s1, l1)?, values(s2, l2)?, values(s3, l3)?);
+        let (tokens, in_size) = l1.shape().dims2()?;
+        let (ranks, a_in) = l2.shape().dims2()?;
+
+        let (out_size, weight_in) = self.weight.shape();
+        if in_size != weight_in || in_size != a_in {
+            bail!("a projection of {weight_in} values with an adapter of {a_in} got {in_size}")
+        }
+        let mut out = vec![0f32; tokens * out_size];
+        self.weight.project(x, tokens, &mut out)?;
+        let mut hidden = vec![0f32; tokens * ranks];
+        add_low_rank(&mut out, &mut hidden, x, a, b, tokens, &self.parts, self.scale);
+        // A second forward pass of the same node does not happen; were it to, the first value would still be right.
+        let _ = self.hidden.set(hidden);
+        Ok((CpuStorage::F32(out), Shape::from((tokens, out_size))))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (tokens, in_size) = x.dims2()?;
+        let (ranks, _) = a.dims2()?;
+        let (_, rank) = b.dims2()?;
+        let (out_size, _) = self.weight.shape();
+        let Some(hidden) = self.hidden.get() else {
+            bail!("backward pass of a LoRA projection before its forward pass")
+        };
+        let mut dx = if x.track_op() {
+            vec![0f32; x.elem_count()]
+        } else {
+            Vec::new()
+        };
+        let mut da = vec![0f32; a.elem_count()];
+        let mut db = vec![0f32; b.elem_count()];
+        let mut dhidden = vec![0f32; tokens * ranks];
+        let grad = grad.contiguous()?;
+        with_values(&grad, |grad| {
+            with_values(b, |b| {
+                for part in &*self.parts {
+                    let grad = MatrixView::strided(&grad[part.rows.start..], tokens, part.rows.len(), out_size);
+                    let b = MatrixView::new(&b[part.b_rows.start * rank..], part.b_rows.len(), rank);
+                    gemm(&mut dhidden[part.rank.start..], ranks, false, self.scale, grad, b);
+                    let hidden = MatrixView::strided(&hidden[part.rank.start..], tokens, rank, ranks);
+                    gemm(
+                        &mut db[part.b_rows.start * rank..],
+                        rank,
+                        false,
+                        self.scale,
+                        grad.t(),
+                        hidden,
+                    );
+                }
+                Ok(())
+            })?;
+            let dhidden = MatrixView::new(&dhidden, tokens, ranks);
+            with_values(x, |x| {
+                gemm(
+                    &mut da,
+                    in_size,
+                    false,
+                    1.0,
+                    dhidden.t(),
+                    MatrixView::new(x, tokens, in_size),
+                );
+                Ok(())
+            })?;
+            if !dx.is_empty() {
+                self.weight.project_back(grad, tokens, &mut dx)?;
+                with_values(a, |a| {
+                    gemm(&mut dx, in_size, true, 1.0, dhidden, MatrixView::new(a, ranks, in_size));
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })?;
+        let dx = if dx.is_empty() {
+            None
+        } else {
+            Some(Tensor::from_vec(dx, x.shape(), x.device())?)
+        };
+        let da = Tensor::from_vec(da, a.shape(), a.device())?;
+        let db = Tensor::from_vec(db, b.shape(), b.device())?;
+        Ok((dx, Some(da), Some(db)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{noise, same_value_and_gradient, variable};
+    use super::*;
+
+    #[test]
+    fn agrees_with_the_plain_composition_when_only_some_parts_are_adapted() {
+        let (x, a, b) = (variable(&[7, 12], 1), variable(&[4, 12], 2), variable(&[9, 2], 3));
+        let weight = Arc::new(Weight::Dense(noise(&[20, 12], 4)));
+        let parts: Arc<[LoraPart]> = Arc::new([
+            LoraPart {
+                rows: 0..5,
+                rank: 0..2,
+                b_rows: 0..5,
+            },
+            LoraPart {
+                rows: 11..15,
+                rank: 2..4,
+                b_rows: 5..9,
+            },
+        ]);
+        same_value_and_gradient(
+            &[&x, &a, &b],
+            || lora_linear(&x, &weight, &a, &b, &parts, 0.5),
+            || reference(&x, &weight, &a, &b, &parts, 0.5),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn a_frozen_projection_passes_the_gradient_on() {
+        let x = variable(&[7, 12], 1);
+        let matrix = noise(&[20, 12], 4);
+        let weight = Arc::new(Weight::Dense(matrix.clone()));
+        same_value_and_gradient(&[&x], || linear(&x, &weight), || x.matmul(&matrix.t()?), 1e-5);
+    }
+}

@@ -1,0 +1,287 @@
+//! The training loop.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Tensor};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use super::TrainError;
+use super::batch::{self, Batch, SetSize, TokenSet};
+use super::checkpoint::{self, Progress};
+use super::objectives::Objective;
+use super::optimizer::{AdamW, AdamWConfig, Gradients, Schedule};
+use crate::model::Decoder;
+use crate::model::layers::Adaptation;
+use crate::model::lora::{LoraConfig, LoraModel};
+
+/// How long and how fast to train, and in what portions. Saved beside the adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Schedules {
+    /// Passes over the dataset; fractions are allowed.
+    pub epochs: f64,
+    /// Stops there if it comes first.
+    pub max_steps: Option<usize>,
+    /// Most tokens in one packed batch.
+    pub batch_tokens: usize,
+    /// Batches whose gradients make up one step.
+    pub gradient_accumulation: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps to reach it.
+    pub warmup_steps: usize,
+    /// What follows.
+    pub schedule: Schedule,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Most positives a set.
+    pub num_positives: usize,
+    /// Most negatives a set.
+    pub num_negatives: usize,
+    /// The optimizer's settings.
+    pub adamw: AdamWConfig,
+}
+
+/// One line of the loss log.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Counted from 1.
+    pub step: usize,
+    /// Of how many.
+    pub steps: usize,
+    /// The objective's value.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Over the whole run.
+    pub tokens_per_second: f64,
+    /// Seconds spent, over all interruptions.
+    pub seconds: f64,
+}
+
+/// A run: its folder, what it trains and on what.
+pub struct Trainer<'a> {
+    /// Holds `loss.jsonl`, `checkpoints/` and in the end `adapter/`.
+    pub run: &'a Path,
+    /// The frozen model.
+    pub decoder: &'a Decoder,
+    /// The training sets.
+    pub sets: &'a [TokenSet],
+    /// What is minimised.
+    pub objective: &'a dyn Objective,
+    /// How.
+    pub schedules: &'a Schedules,
+    /// Everything that makes this run this run; a checkpoint with other settings is refused.
+    pub settings: serde_json::Value,
+    /// How often to write a checkpoint.
+    pub checkpoint_every: Duration,
+    /// Element type of the finished adapter's file.
+    pub save_dtype: DType,
+}
+
+/// What a run begins with.
+pub enum Start {
+    /// A new adapter.
+    New(LoraConfig),
+    /// An existing adapter, trained on.
+    From(LoraModel),
+}
+
+impl Trainer<'_> {
+    /// Steps the whole run takes.
+    pub fn steps(&self) -> usize {
+        let batches = self.epoch(0).len();
+        let steps =
+            (self.schedules.epochs * batches as f64 / self.schedules.gradient_accumulation as f64).ceil() as usize;
+        self.schedules.max_steps.map_or(steps, |most| most.min(steps)).max(1)
+    }
+
+    /// Trains, from the last checkpoint when `resume` is set and there is one; returns the adapter's folder. `report` is told of
+    /// every step and stops the run by returning `false`, after a checkpoint.
+    ///
+    /// # Errors
+    /// When a file cannot be written, a checkpoint belongs to another run, or the loss is no longer a number.
+    pub fn train(
+        &self,
+        start: Start,
+        resume: bool,
+        mut report: impl FnMut(&StepReport) -> bool,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        fs::create_dir_all(self.run).map_err(TrainError::io(self.run))?;
+        let device = self.decoder.device();
+        let checkpoint = if resume { checkpoint::latest(self.run)? } else { None };
+        let (adapter, mut progress) = match &checkpoint {
+            Some(path) => checkpoint::load(path, &self.settings, self.decoder.config(), device)?,
+            None => {
+                let adapter = match start {
+                    Start::From(adapter) => adapter.into_variables()?,
+                    Start::New(config) => {
+                        let mut rng = StdRng::seed_from_u64(self.schedules.seed);
+                        LoraModel::initialise(config, self.decoder.config(), device, &mut rng)?
+                    }
+                };
+                (
+                    adapter,
+                    Progress {
+                        step: 0,
+                        tokens: 0,
+                        seconds: 0.0,
+                        settings: self.settings.clone(),
+                    },
+                )
+            }
+        };
+        let mut optimizer = AdamW::new(adapter.parameters(), self.schedules.adamw)?;
+        if let Some(path) = &checkpoint {
+            checkpoint::restore_optimizer(path, &mut optimizer)?;
+        }
+        let mut log = self.open_log(progress.step)?;
+        let steps = self.steps();
+        let (begun, seconds_before) = (Instant::now(), progress.seconds);
+        let mut saved = Instant::now();
+        let mut batches = Batches {
+            trainer: self,
+            epoch: usize::MAX,
+            batches: Vec::new(),
+        };
+        while progress.step < steps {
+            let step = progress.step;
+            let learning_rate =
+                self.schedules.learning_rate * self.schedules.schedule.factor(step, self.schedules.warmup_steps, steps);
+            let mut sum: Option<Gradients> = None;
+            let (mut loss, mut tokens) = (0.0, 0);
+            for part in 0..self.schedules.gradient_accumulation {
+                let batch = batches.get(step * self.schedules.gradient_accumulation + part);
+                tokens += batch.tokens.len();
+                let (value, gradients) = self.gradients(&batch, &adapter, &optimizer)?;
+                loss += value / self.schedules.gradient_accumulation as f64;
+                match &mut sum {
+                    None => sum = Some(gradients),
+                    Some(sum) => sum.add(&gradients)?,
+                }
+            }
+            let diverged = |what| TrainError::Diverged { what, step: step + 1 };
+            if !loss.is_finite() {
+                return Err(diverged("loss"));
+            }
+            let gradient_norm = match &sum {
+                Some(gradients) => optimizer.step(gradients, learning_rate)?,
+                None => 0.0,
+            };
+            if !gradient_norm.is_finite() {
+                return Err(diverged("gradient"));
+            }
+            progress.step += 1;
+            progress.tokens += tokens as u64;
+            progress.seconds = seconds_before + begun.elapsed().as_secs_f64();
+            let tokens_per_second = progress.tokens as f64 / progress.seconds;
+            let line = StepReport {
+                step: progress.step,
+                steps,
+                loss,
+                gradient_norm,
+                learning_rate,
+                tokens,
+                tokens_per_second,
+                seconds: progress.seconds,
+            };
+            let json = serde_json::to_string(&line).map_err(|error| TrainError::Setting(error.to_string()))?;
+            let path = self.log_path();
+            writeln!(log, "{json}").map_err(TrainError::io(&path))?;
+            let go_on = report(&line);
+            if progress.step < steps && (!go_on || saved.elapsed() >= self.checkpoint_every) {
+                checkpoint::save(self.run, &progress, &adapter, &optimizer)?;
+                saved = Instant::now();
+            }
+            if !go_on {
+                return Ok(None);
+            }
+        }
+        checkpoint::save(self.run, &progress, &adapter, &optimizer)?;
+        let folder = self.run.join("adapter");
+        fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+        adapter.save(&folder, self.save_dtype)?;
+        Ok(Some(folder))
+    }
+
+    /// The loss of one batch and its gradients.
+    ///
+    /// # Errors
+    /// When the model cannot run the batch.
+    pub fn gradients(
+        &self,
+        batch: &Batch,
+        adapter: &LoraModel,
+        optimizer: &AdamW,
+    ) -> Result<(f64, Gradients), TrainError> {
+        let hidden = self
+            .decoder
+            .forward_packed(&batch.tokens, &batch.packing, Adaptation::Lora(adapter))?;
+        let nll = self.decoder.cross_entropy(&hidden, &batch.targets)?;
+        let loss = self.objective.loss(&nll.to_vec1::<f32>()?, &batch.sets);
+        // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
+        let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
+        let weights = Tensor::from_vec(weights, nll.shape(), nll.device())?;
+        let store = (nll * weights)?.sum_all()?.backward()?;
+        Ok((loss.value, optimizer.gradients(&store)?))
+    }
+
+    fn epoch(&self, epoch: usize) -> Vec<Vec<TokenSet>> {
+        let size = SetSize {
+            positives: self.schedules.num_positives,
+            negatives: self.schedules.num_negatives,
+        };
+        batch::epoch(self.sets, size, self.schedules.batch_tokens, self.schedules.seed, epoch)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.run.join("loss.jsonl")
+    }
+
+    /// Opens the loss log; lines of steps after the checkpoint, which will be made again, are dropped.
+    fn open_log(&self, steps_made: usize) -> Result<File, TrainError> {
+        let path = self.log_path();
+        let kept: Vec<String> = match fs::read_to_string(&path) {
+            Ok(text) if steps_made > 0 => text.lines().take(steps_made).map(|line| format!("{line}\n")).collect(),
+            _ => Vec::new(),
+        };
+        fs::write(&path, kept.concat()).map_err(TrainError::io(&path))?;
+        OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(TrainError::io(&path))
+    }
+}
+
+/// The batches of the run by number, an epoch at a time.
+struct Batches<'a, 'b> {
+    trainer: &'a Trainer<'b>,
+    epoch: usize,
+    batches: Vec<Vec<TokenSet>>,
+}
+
+impl Batches<'_, '_> {
+    fn get(&mut self, mut index: usize) -> Batch {
+        // Epochs may differ a little in their number of batches, so the epochs before are counted, not computed with.
+        let mut epoch = 0;
+        loop {
+            if self.epoch != epoch {
+                self.batches = self.trainer.epoch(epoch);
+                self.epoch = epoch;
+            }
+            if index < self.batches.len() {
+                return Batch::pack(&self.batches[index]);
+            }
+            index -= self.batches.len();
+            epoch += 1;
+        }
+    }
+}
