@@ -98,7 +98,10 @@ pub(crate) fn attend_row(
     let scale = (width as f32).sqrt().recip();
     scores.clear();
     for (keys, _, count) in runs {
-        scores.extend((0..count).map(|j| dot(query, &keys[j * stride..j * stride + width]) * scale));
+        // A loop, not an iterator: the library's adapters would be compiled without the vector instructions.
+        for j in 0..count {
+            scores.push(dot(query, &keys[j * stride..j * stride + width]) * scale);
+        }
     }
     softmax(scores);
     out.fill(0.0);
@@ -244,27 +247,30 @@ fn backward_group(
         for offset in 0..sequence.len {
             let index = sequence.start - group.start + offset;
             let runs = visible(group, sequence, offset + 1);
-            let rows = || runs.iter().flat_map(|&(first, count)| first..first + count);
             for head in 0..shape.num_heads {
                 let kv_head = head * shape.num_kv_heads / shape.num_heads;
                 let query = &qkv[index * row + head * dim..][..dim];
                 let grad = &grad[index * width + head * dim..][..dim];
                 weights.clear();
-                weights.extend(rows().map(|j| dot(query, &qkv[j * row + shape.key(kv_head)..][..dim]) * shape.scale()));
-                softmax(&mut weights);
                 dweights.clear();
-                dweights.extend(rows().map(|j| dot(grad, &qkv[j * row + shape.value(kv_head)..][..dim])));
+                for (first, count) in runs {
+                    for j in first..first + count {
+                        weights.push(dot(query, &qkv[j * row + shape.key(kv_head)..][..dim]) * shape.scale());
+                        dweights.push(dot(grad, &qkv[j * row + shape.value(kv_head)..][..dim]));
+                    }
+                }
+                softmax(&mut weights);
                 let mean = dot(&weights, &dweights);
-                for (j, (weight, dweight)) in rows().zip(weights.iter().zip(&dweights)) {
-                    let dscore = weight * (dweight - mean) * shape.scale();
-                    let (key, value) = (j * row + shape.key(kv_head), j * row + shape.value(kv_head));
-                    add_scaled(
-                        &mut out[index * row + head * dim..][..dim],
-                        dscore,
-                        &qkv[key..key + dim],
-                    );
-                    add_scaled(&mut out[key..key + dim], dscore, query);
-                    add_scaled(&mut out[value..value + dim], *weight, grad);
+                let mut next = 0;
+                for (first, count) in runs {
+                    for j in first..first + count {
+                        let dscore = weights[next] * (dweights[next] - mean) * shape.scale();
+                        let (key, value) = (j * row + shape.key(kv_head), j * row + shape.value(kv_head));
+                        add_scaled(&mut out[index * row + head * dim..][..dim], dscore, &qkv[key..key + dim]);
+                        add_scaled(&mut out[key..key + dim], dscore, query);
+                        add_scaled(&mut out[value..value + dim], weights[next], grad);
+                        next += 1;
+                    }
                 }
             }
         }
