@@ -40,6 +40,23 @@ fn smollm2_gives_the_recorded_ids() {
 }
 
 #[test]
+fn a_tokenizer_json_gives_the_recorded_ids() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama-tiny");
+    let tokenizer = TextTokenizer::from_file(format!("{folder}/tied/tokenizer.json")).unwrap();
+    let recorded = std::fs::read(format!("{folder}/expected.json")).unwrap();
+    let recorded: Vec<Line> = serde_json::from_slice(&recorded).unwrap();
+
+    assert_eq!(tokenizer.vocabulary_size(), 300);
+    assert_eq!(tokenizer.token_id("<|im_end|>"), Some(2));
+    for Line { text, ids, decoded } in &recorded {
+        assert_eq!(&tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(&tokenizer.decode(ids).unwrap(), decoded, "{text:?}");
+    }
+    let absent = TextTokenizer::from_file(format!("{folder}/absent.json")).unwrap_err();
+    assert!(absent.to_string().contains("absent.json"), "{absent}");
+}
+
+#[test]
 fn control_tokens_are_named_by_code_and_never_by_text() {
     let tokenizer = TextTokenizer::from_gguf(&tiny_gguf("smollm")).unwrap();
     let end = tokenizer.token_id("<|im_end|>").unwrap();
