@@ -13,8 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer
+from reference import load_tokenizer
 
 LINES = [
     "", " ", "  ", "   1", "a   1", "    42 is", "\t1\t2", "1\r\n2", "x\r\n\r\ny", "\n\n\n",
@@ -36,13 +35,7 @@ LINES = [
 
 
 def main():
-    gguf = Path(sys.argv[1])
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True),
-    ])
-    tokenizer.encode_special_tokens = True
+    tokenizer = load_tokenizer(Path(sys.argv[1]))
     rows = []
     for line in LINES:
         ids = tokenizer.encode(line, add_special_tokens=False).ids
