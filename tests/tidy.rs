@@ -272,7 +272,9 @@ fn sources() -> Vec<SourceFile> {
                 .unwrap()
                 .to_owned();
             // A file of tests is declared under cfg(test) by its parent.
-            let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
+            let is_test = path.ends_with("/tests.rs")
+                || path.ends_with("/testing.rs")
+                || path.contains("/tests/");
             let code = if is_test {
                 String::new()
             } else {

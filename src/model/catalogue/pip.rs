@@ -106,6 +106,8 @@ fn run(
         .current_dir(scratch)
         // pip downloads into a temporary folder; here it can be watched, and swept if we are killed.
         .env("TMPDIR", scratch)
+        // For people who let pip install into virtual environments only; nothing is installed here.
+        .env("PIP_REQUIRE_VIRTUALENV", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output);
