@@ -1,0 +1,43 @@
+# `just` is a convenience; `.ci/run` needs only what CONTRIBUTING.md lists.
+
+# Shows the recipes
+default:
+    @just --list
+
+# Starts the service on 127.0.0.1:8080
+serve *args:
+    cargo run --release -- serve {{ args }}
+
+# The tests that need no download
+test *args:
+    cargo test --release {{ args }}
+
+# Everything a change must pass
+ci:
+    bash .ci/run
+
+# Tests on the default model, and the README's request
+base:
+    bash .ci/base
+
+fmt:
+    cargo fmt
+
+lint:
+    cargo clippy --release --all-targets -- -D warnings
+
+doc *args:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps {{ args }}
+
+# Writes openapi/openapi.json from the code
+openapi:
+    cargo run --release --quiet -- openapi > openapi/openapi.json.new
+    mv openapi/openapi.json.new openapi/openapi.json
+
+# Licences, bans and sources of the dependencies
+deny:
+    cargo deny --locked check bans licenses sources
+
+# Known vulnerabilities of the dependencies; needs a network
+advisories:
+    cargo deny --locked check advisories
