@@ -6,8 +6,8 @@ use serde::Serialize;
 use thiserror::Error;
 
 use super::edits::Edit;
+use super::rejection::Rejection;
 use super::rewriter::RewriteError;
-use super::verify::Rejection;
 
 /// Toxicity before and after, 0..=1.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]

@@ -51,7 +51,10 @@ impl Kind {
 
     /// Whether it is language at all, so that a toxicity can be told.
     pub fn is_language(self) -> bool {
-        matches!(self, Self::Quote | Self::HtmlBlock)
+        matches!(
+            self,
+            Self::Quote | Self::HtmlBlock | Self::Mention | Self::Tag | Self::Number
+        )
     }
 }
 

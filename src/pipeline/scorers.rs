@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
+use super::protect::Span;
 use crate::scoring::{SimilarityScorer, ToxicityScorer};
 
 /// How toxic a text is.
-pub trait Toxicity: Send + Sync + 'static {
+pub trait Toxicity: Send + Sync {
     /// Calibrated probability that `text` is toxic, 0..=1.
     fn score(&self, text: &str) -> f32;
 
@@ -15,7 +16,7 @@ pub trait Toxicity: Send + Sync + 'static {
 }
 
 /// How much of the meaning a rewrite keeps.
-pub trait Similarity: Send + Sync + 'static {
+pub trait Similarity: Send + Sync {
     /// Similarity in meaning, 0..=1.
     fn score(&self, source: &str, rewrite: &str) -> f32;
 }
@@ -53,5 +54,63 @@ pub(super) fn similarity_of(scorer: &dyn Similarity, source: &str, rewrite: &str
         0.0
     } else {
         score.clamp(0.0, 1.0)
+    }
+}
+
+/// A toxicity that does not see the code, addresses and markup of a sentence: an odd word in one
+/// of them must not make a sentence toxic that no rewrite could then save.
+pub(super) struct OfProse<'a> {
+    inner: &'a dyn Toxicity,
+    unseen: Vec<&'a str>,
+}
+
+impl<'a> OfProse<'a> {
+    /// For `sentence` with its protected `spans`, and for rewrites of it.
+    pub fn new(inner: &'a dyn Toxicity, sentence: &'a str, spans: &[Span]) -> Self {
+        let unseen = spans
+            .iter()
+            .filter(|span| !span.kind.is_language())
+            .filter_map(|span| sentence.get(span.range.clone()))
+            .collect();
+        Self { inner, unseen }
+    }
+}
+
+impl Toxicity for OfProse<'_> {
+    fn score(&self, text: &str) -> f32 {
+        if self.unseen.is_empty() {
+            return self.inner.score(text);
+        }
+        let mut seen = text.to_owned();
+        for unseen in &self.unseen {
+            seen = seen.replace(unseen, "");
+        }
+        if seen.chars().any(char::is_alphanumeric) {
+            self.inner.score(&seen)
+        } else {
+            0.0
+        }
+    }
+
+    fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
+        self.inner.attributions(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::options::Format;
+    use crate::pipeline::protect::find;
+    use crate::pipeline::testing::WordToxicity;
+
+    #[test]
+    fn prose_is_all_that_counts() {
+        let sentence = "run `stupid x` at www.idiot.org now @idiot";
+        let spans = find(sentence, Format::Markdown);
+        let prose = OfProse::new(&WordToxicity, sentence, &spans);
+        assert!((prose.score(sentence) - 0.9).abs() < 1e-6);
+        assert_eq!(prose.score("run `stupid x` now"), 0.0);
+        assert_eq!(prose.score("`stupid x`"), 0.0);
     }
 }

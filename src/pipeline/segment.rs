@@ -4,13 +4,11 @@ use std::ops::Range;
 
 use super::clause::{clause_end, limit_of};
 use super::protect::{Kind, Span};
+use super::split::split_line;
 use super::trim::{body_of, core_of};
 
 /// A protected stretch of more bytes than this is a segment of its own.
 const MAX_INLINE: usize = 200;
-/// Bytes that the sentence splitter sees at a time: it takes quadratic time over quotation marks.
-const WINDOW: usize = 1536;
-
 /// A sentence, or a protected stretch that stands alone. All ranges are bytes of the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sentence {
@@ -152,46 +150,6 @@ impl Splitter<'_> {
     fn span_around(&self, at: usize) -> Option<&Span> {
         let next = self.spans.partition_point(|span| span.range.end <= at);
         self.spans.get(next).filter(|span| span.range.start < at)
-    }
-}
-
-/// Sentence ends of one line, in bytes of the text; the last is the line's end.
-fn split_line(text: &str, line: Range<usize>) -> Vec<usize> {
-    let mut ends = Vec::new();
-    let mut start = line.start;
-    while start < line.end {
-        let end = window_end(text, start, line.end);
-        let window = &text[start..end];
-        let mut found: Vec<usize> = sentencex::get_sentence_boundaries("en", window)
-            .iter()
-            .map(|boundary| start + boundary.end_byte)
-            .filter(|&at| at > start && at < end && text.is_char_boundary(at))
-            .collect();
-        found.dedup();
-        // The last sentence of a window may go on after it: look at it again from its start, or,
-        // where it fills the window, go on behind.
-        start = match found.last() {
-            Some(&last) if end < line.end => last,
-            _ => end,
-        };
-        if end == line.end {
-            found.push(end);
-        }
-        ends.extend(found);
-    }
-    ends
-}
-
-/// The end of a window: after white space if there is some in its last quarter.
-fn window_end(text: &str, start: usize, limit: usize) -> usize {
-    if limit - start <= WINDOW {
-        return limit;
-    }
-    let end = text.floor_char_boundary(start + WINDOW);
-    let tail = text.floor_char_boundary(start + WINDOW / 4 * 3);
-    match text[tail..end].rfind(char::is_whitespace) {
-        Some(at) => text.ceil_char_boundary(tail + at + 1),
-        None => end,
     }
 }
 

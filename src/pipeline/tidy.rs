@@ -67,9 +67,14 @@ fn close_up(text: &str) -> String {
 
 /// The second half of a contraction that was taken apart: `'m`, `n't`.
 fn is_contraction(word: &str) -> bool {
-    let word = word.trim_end_matches(|c| ".,!?;:…".contains(c)).to_lowercase();
+    let word = word
+        .trim_end_matches(|c| ".,!?;:…".contains(c))
+        .to_lowercase();
     let word = word.replace('’', "'");
-    matches!(word.as_str(), "'s" | "'m" | "'re" | "'ve" | "'ll" | "'d" | "'t" | "n't")
+    matches!(
+        word.as_str(),
+        "'s" | "'m" | "'re" | "'ve" | "'ll" | "'d" | "'t" | "n't"
+    )
 }
 
 fn restore_case(source: &str, candidate: &str) -> String {
@@ -162,8 +167,11 @@ fn restore_end(source: &str, mut candidate: String) -> String {
     let tail = &source[tail_at(source)..];
     let body = tail_at(&candidate);
     let own = candidate[body..].to_owned();
-    let ends_in_word =
-        |text: &str| text.chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '*');
+    let ends_in_word = |text: &str| {
+        text.chars()
+            .next_back()
+            .is_some_and(|c| c.is_alphanumeric() || c == '*')
+    };
     if own == tail || body == 0 {
         return candidate;
     }
@@ -199,14 +207,26 @@ mod tests {
     #[test]
     fn restores_case() {
         assert_eq!(
-            tidy("You know Anna is an idiot, and I agree.", "you know anna is not smart, and i agree."),
+            tidy(
+                "You know Anna is an idiot, and I agree.",
+                "you know anna is not smart, and i agree."
+            ),
             "You know Anna is not smart, and I agree."
         );
         assert_eq!(tidy("Stupid Bob left.", "bob left."), "Bob left.");
         assert_eq!(tidy("The fool left.", "he left."), "He left.");
-        assert_eq!(tidy("Idiots like you fail.", "people like you fail"), "People like you fail.");
-        assert_eq!(tidy("YOU ARE STUPID PEOPLE!", "you are not smart people"), "YOU ARE NOT SMART PEOPLE!");
-        assert_eq!(tidy("Well idiots lie.", "I think well of them, i do."), "I think well of them, I do.");
+        assert_eq!(
+            tidy("Idiots like you fail.", "people like you fail"),
+            "People like you fail."
+        );
+        assert_eq!(
+            tidy("YOU ARE STUPID PEOPLE!", "you are not smart people"),
+            "YOU ARE NOT SMART PEOPLE!"
+        );
+        assert_eq!(
+            tidy("Well idiots lie.", "I think well of them, i do."),
+            "I think well of them, I do."
+        );
     }
 
     #[test]
@@ -215,7 +235,10 @@ mod tests {
             tidy("he was in two crap episodes .", "He was in two episodes."),
             "he was in two episodes ."
         );
-        assert_eq!(tidy("i 'm an idiot , ok ?", "i 'm not smart , ok ?"), "i 'm not smart , ok ?");
+        assert_eq!(
+            tidy("i 'm an idiot , ok ?", "i 'm not smart , ok ?"),
+            "i 'm not smart , ok ?"
+        );
         assert_eq!(tidy("stupid game", "It was a game."), "it was a game");
         assert_eq!(tidy("stupid game", "I lost a game."), "I lost a game");
     }
@@ -223,21 +246,33 @@ mod tests {
     #[test]
     fn restores_spacing() {
         assert_eq!(
-            tidy("I'm sure you're stupid, fool!", "i 'm sure you 're not smart , my friend !"),
+            tidy(
+                "I'm sure you're stupid, fool!",
+                "i 'm sure you 're not smart , my friend !"
+            ),
             "I'm sure you're not smart, my friend!"
         );
-        assert_eq!(tidy("You couldn't, idiot.", "you could n't ."), "You couldn't.");
+        assert_eq!(
+            tidy("You couldn't, idiot.", "you could n't ."),
+            "You couldn't."
+        );
         assert_eq!(tidy("You fool :)", "you :)"), "You :)");
     }
 
     #[test]
     fn restores_the_end() {
-        assert_eq!(tidy("Why are you so stupid?", "Why are you so unwise."), "Why are you so unwise?");
+        assert_eq!(
+            tidy("Why are you so stupid?", "Why are you so unwise."),
+            "Why are you so unwise?"
+        );
         assert_eq!(tidy("Is it crap?!", "It is not good."), "It is not good.");
         assert_eq!(tidy("Stop it, idiot!!!", "Stop it"), "Stop it!!!");
         assert_eq!(tidy("so stupid...", "so unwise."), "so unwise...");
         assert_eq!(tidy("you idiot", "you."), "you");
-        assert_eq!(tidy("Shut up.", "Could you be quiet?"), "Could you be quiet?");
+        assert_eq!(
+            tidy("Shut up.", "Could you be quiet?"),
+            "Could you be quiet?"
+        );
     }
 
     #[test]
