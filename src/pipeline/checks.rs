@@ -1,0 +1,213 @@
+//! What can be told from the words of a rewrite alone: faults that no score shows.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+use unicode_segmentation::UnicodeSegmentation;
+
+use super::protect::pattern;
+
+/// Texts that only a prompt or a tokenizer has.
+const MARKERS: [&str; 8] = [
+    "<|", "|>", "<s>", "</s>", "[INST]", "[/INST]", "<unk>", "\u{FFFD}",
+];
+
+/// Whether the candidate shows markers or control characters that the source has not.
+pub fn leaks(source: &str, candidate: &str) -> bool {
+    let is_control = |c: char| c.is_control() && !c.is_whitespace();
+    MARKERS
+        .iter()
+        .any(|marker| candidate.contains(marker) && !source.contains(marker))
+        || candidate
+            .chars()
+            .any(|c| is_control(c) && !source.contains(c))
+}
+
+/// Whether the candidate says the same words or characters over and over, more than the source.
+pub fn loops(source: &str, candidate: &str) -> bool {
+    let words =
+        |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_lowercase).collect() };
+    let (old, new) = (words(source), words(candidate));
+    let allowed = |period: usize| if period < 4 { 2 } else { 1 };
+    let in_words = (1..=12).any(|period| {
+        let times = repeats(&new, period);
+        times > allowed(period) && times > repeats(&old, period)
+    });
+    let (old, new): (Vec<char>, Vec<char>) =
+        (source.chars().collect(), candidate.chars().collect());
+    let in_chars = (1..=4).any(|period| {
+        let times = repeats(&new, period);
+        times > 4 && times > repeats(&old, period)
+    });
+    in_words || in_chars
+}
+
+/// How often a stretch of `period` items stands in direct repetition, at most; at least 1.
+fn repeats<T: PartialEq>(items: &[T], period: usize) -> usize {
+    let mut run = 0;
+    let mut longest = 0;
+    for at in period..items.len() {
+        run = if items[at] == items[at - period] {
+            run + 1
+        } else {
+            0
+        };
+        longest = longest.max(run);
+    }
+    longest / period + 1
+}
+
+/// Whether the candidate is written in a script that the source does not use, or leaves out the
+/// one it mostly uses.
+pub fn changes_script(source: &str, candidate: &str) -> bool {
+    let (old, new) = (scripts(source), scripts(candidate));
+    let main = (0..old.len()).max_by_key(|&script| old[script]);
+    let foreign = old.iter().zip(&new).any(|(old, new)| *old == 0 && *new > 0);
+    let lost = main.is_some_and(|main| old[main] > 0 && new[main] == 0);
+    foreign || lost
+}
+
+/// Letters a script: Latin, Greek, Cyrillic, Hebrew, Arabic, of India, of East Asia, other.
+fn scripts(text: &str) -> [usize; 8] {
+    let mut counts = [0; 8];
+    for c in text.chars().filter(|c| c.is_alphabetic()) {
+        let script = match u32::from(c) {
+            0..=0x02AF | 0x1E00..=0x1EFF | 0xFF21..=0xFF5A => 0,
+            0x0370..=0x03FF | 0x1F00..=0x1FFF => 1,
+            0x0400..=0x052F => 2,
+            0x0590..=0x05FF => 3,
+            0x0600..=0x077F | 0x08A0..=0x08FF | 0xFB50..=0xFEFC => 4,
+            0x0900..=0x0DFF => 5,
+            0x1100..=0x11FF | 0x2E80..=0xD7AF | 0xF900..=0xFAFF | 0x20000..=0x3FFFF => 6,
+            _ => 7,
+        };
+        counts[script] += 1;
+    }
+    counts
+}
+
+static NEGATION: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(concat!(
+        r"(?i)\b(?:not|no|never|none|nothing|nobody|nowhere|neither|nor|cannot|without|hardly|ain't",
+        r"|dont|doesnt|didnt|isnt|wasnt|arent|werent|wont|wouldnt|cant|couldnt|shouldnt|aint|havent|hasnt|dnt)\b",
+        r"|n ?['’] ?t\b|\bn't\b"
+    ))
+});
+
+/// Whether the source denies something and the candidate denies nothing.
+pub fn loses_negation(source: &str, candidate: &str) -> bool {
+    NEGATION.is_match(source) && !NEGATION.is_match(candidate)
+}
+
+/// Whether the candidate speaks of somebody (I, you) the source does not speak of.
+pub fn changes_person(source: &str, candidate: &str) -> bool {
+    let (old, new) = (persons(source), persons(candidate));
+    (new.0 && !old.0) || (new.1 && !old.1)
+}
+
+/// Whether a first and a second person are spoken of.
+fn persons(text: &str) -> (bool, bool) {
+    let (mut first, mut second) = (false, false);
+    for word in text.unicode_words() {
+        let word = word.to_lowercase();
+        let stem = word.split(['\'', '’']).next().unwrap_or_default();
+        first |= matches!(
+            stem,
+            "i" | "im"
+                | "ive"
+                | "ill"
+                | "id"
+                | "me"
+                | "my"
+                | "mine"
+                | "myself"
+                | "we"
+                | "us"
+                | "our"
+                | "ours"
+        );
+        second |= matches!(
+            stem,
+            "you"
+                | "your"
+                | "yours"
+                | "youre"
+                | "yourself"
+                | "yourselves"
+                | "u"
+                | "ur"
+                | "ya"
+                | "yall"
+                | "y"
+        );
+    }
+    (first, second)
+}
+
+/// Whether the candidate ends in a word that wants another one, and the source does not.
+pub fn is_cut_short(source: &str, candidate: &str) -> bool {
+    let dangles = |text: &str| {
+        text.unicode_words().next_back().is_some_and(|word| {
+            matches!(
+                word.to_lowercase().as_str(),
+                "the"
+                    | "a"
+                    | "an"
+                    | "of"
+                    | "and"
+                    | "or"
+                    | "but"
+                    | "your"
+                    | "my"
+                    | "their"
+                    | "such"
+                    | "very"
+                    | "because"
+                    | "are"
+                    | "is"
+            )
+        })
+    };
+    dangles(candidate) && !dangles(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaks_of_the_prompt() {
+        assert!(leaks("you fool", "you <|im_end|>"));
+        assert!(leaks("you fool", "you\0"));
+        assert!(!leaks("write <|x|> fool", "write <|x|>"));
+    }
+
+    #[test]
+    fn repetition_beyond_the_source() {
+        assert!(loops("you are dumb", "you are are are here"));
+        assert!(loops("a b", "it is not fair it is not fair"));
+        assert!(loops("😆😆 fool", "😆😆😆😆😆😆😆"));
+        assert!(!loops("hahahahahaha fool", "hahahahahaha"));
+        assert!(!loops("what ! ! ! !", "what ! ! ! !"));
+        assert!(!loops("you fool", "you are very very wrong"));
+    }
+
+    #[test]
+    fn scripts_stay() {
+        assert!(changes_script("you fool", "ты дурак"));
+        assert!(changes_script("du bist dumm 你", "你"));
+        assert!(!changes_script("ты глупый fool", "ты"));
+        assert!(!changes_script("naïve fool", "naive"));
+    }
+
+    #[test]
+    fn polarity_person_and_broken_ends() {
+        assert!(loses_negation("I don't like it", "I like it"));
+        assert!(loses_negation("i couldn 't care", "i could care"));
+        assert!(!loses_negation("stupid", "not smart"));
+        assert!(changes_person("things ive seen", "things you have seen"));
+        assert!(!changes_person("you fool", "you are wrong"));
+        assert!(is_cut_short("they are idiots", "they are the"));
+        assert!(!is_cut_short("they are the", "they are the"));
+    }
+}

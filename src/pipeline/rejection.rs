@@ -1,0 +1,73 @@
+//! Why a candidate can be turned down.
+
+use serde::Serialize;
+
+/// Why a candidate was turned down: the first of these, in this order, that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// It has no words.
+    Empty,
+    /// It is far longer or shorter than the source.
+    Length,
+    /// It shows special tokens or control characters.
+    Leakage,
+    /// It repeats itself.
+    Repetition,
+    /// It is in another script.
+    Script,
+    /// An address, a name, a tag or markup is missing.
+    Protected,
+    /// A number is missing, changed, or new.
+    Number,
+    /// The source asks, it does not.
+    Question,
+    /// It is over the threshold.
+    Toxic,
+    /// It means something else.
+    Meaning,
+}
+
+impl Rejection {
+    /// All of them, to register metrics.
+    pub const ALL: [Self; 10] = [
+        Self::Empty,
+        Self::Length,
+        Self::Leakage,
+        Self::Repetition,
+        Self::Script,
+        Self::Protected,
+        Self::Number,
+        Self::Question,
+        Self::Toxic,
+        Self::Meaning,
+    ];
+
+    /// A stable name, for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Length => "length",
+            Self::Leakage => "leakage",
+            Self::Repetition => "repetition",
+            Self::Script => "script",
+            Self::Protected => "protected",
+            Self::Number => "number",
+            Self::Question => "question",
+            Self::Toxic => "toxic",
+            Self::Meaning => "meaning",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_are_serialized() {
+        for reason in Rejection::ALL {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.name());
+        }
+    }
+}

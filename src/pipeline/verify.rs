@@ -1,0 +1,339 @@
+//! Which of a model's candidates is the best, and what is wrong with the others.
+
+use super::checks::{changes_person, changes_script, is_cut_short, leaks, loops, loses_negation};
+use super::options::Threshold;
+use super::protect::{Span, numbers};
+use super::rejection::Rejection;
+use super::restore::{keeps_all, restore};
+use super::rewriter::Candidate;
+use super::scorers::{Similarity, Toxicity, similarity_of, toxicity_of};
+use super::tidy::tidy;
+
+/// How candidates are judged. The score of one that passes is
+/// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll)`,
+/// times the penalty of each fault it has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weights {
+    /// Weight of being clean.
+    pub toxicity_power: f32,
+    /// Weight of keeping the meaning.
+    pub similarity_power: f32,
+    /// Weight of fluency, a nat a token.
+    pub nll_weight: f32,
+    /// Factor for a candidate that drops the source's negation.
+    pub negation_penalty: f32,
+    /// Factor for one that speaks of a person (I, you) the source does not speak of.
+    pub person_penalty: f32,
+    /// Factor for one that ends in the middle.
+    pub cut_short_penalty: f32,
+    /// Similarity below which the meaning is lost.
+    pub min_similarity: f32,
+    /// Shortest candidate, in characters of the source.
+    pub min_length_ratio: f32,
+    /// Longest candidate, in characters of the source.
+    pub max_length_ratio: f32,
+    /// Characters that a candidate may be over the longest or under the shortest: ratios say
+    /// little about short sentences.
+    pub length_slack: usize,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            toxicity_power: 1.0,
+            similarity_power: 1.0,
+            nll_weight: 0.2,
+            negation_penalty: 0.6,
+            person_penalty: 0.7,
+            cut_short_penalty: 0.6,
+            min_similarity: 0.3,
+            min_length_ratio: 0.3,
+            max_length_ratio: 1.6,
+            length_slack: 10,
+        }
+    }
+}
+
+/// The sentence that candidates are measured against.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// What stands before the part that is rewritten.
+    pub before: &'a str,
+    /// The part that is rewritten.
+    pub core: &'a str,
+    /// What stands after it.
+    pub after: &'a str,
+    /// Protected stretches of the core, in bytes of it.
+    pub spans: &'a [Span],
+}
+
+/// A candidate that passed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// The new core, tidied and with protected words put back.
+    pub text: String,
+    /// Toxicity of the whole sentence with it.
+    pub toxicity: f32,
+    /// Its similarity to the source's core.
+    pub similarity: f32,
+    /// What it is ranked by; higher is better.
+    pub score: f32,
+}
+
+/// What became of all candidates.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Ranking {
+    /// Those that passed, best first; of equals, the earlier one first.
+    pub accepted: Vec<Accepted>,
+    /// Why the others did not, in the order of the candidates.
+    pub rejected: Vec<Rejection>,
+}
+
+/// Judges candidates.
+#[derive(Clone, Copy)]
+pub struct Verifier<'a> {
+    /// Judge of toxicity.
+    pub toxicity: &'a dyn Toxicity,
+    /// Judge of meaning.
+    pub similarity: &'a dyn Similarity,
+    /// What a candidate must not exceed.
+    pub threshold: Threshold,
+    /// How it is scored.
+    pub weights: &'a Weights,
+}
+
+impl Verifier<'_> {
+    /// Ranks `candidates`, each text judged once.
+    pub fn rank(&self, source: &Source<'_>, candidates: &[Candidate]) -> Ranking {
+        let mut ranking = Ranking::default();
+        for (index, candidate) in candidates.iter().enumerate() {
+            if candidates[..index]
+                .iter()
+                .any(|other| other.text == candidate.text)
+            {
+                continue;
+            }
+            match self.judge(source, candidate) {
+                Ok(accepted) => ranking.accepted.push(accepted),
+                Err(reason) => ranking.rejected.push(reason),
+            }
+        }
+        ranking.accepted.sort_by(|a, b| b.score.total_cmp(&a.score));
+        ranking
+    }
+
+    fn judge(&self, source: &Source<'_>, candidate: &Candidate) -> Result<Accepted, Rejection> {
+        // Cheap checks first, so that nothing expensive sees a text of any length.
+        check_words(source, &candidate.text)?;
+        self.check_length(source, &candidate.text)?;
+        let text = restore(
+            source.core,
+            source.spans,
+            &tidy(source.core, &candidate.text),
+        );
+        check_text(source, &text)?;
+        let sentence = [source.before, &text, source.after].concat();
+        let toxicity = toxicity_of(self.toxicity, &sentence);
+        if self.threshold.is_exceeded_by(toxicity) {
+            return Err(Rejection::Toxic);
+        }
+        let similarity = similarity_of(self.similarity, source.core, &text);
+        if similarity < self.weights.min_similarity {
+            return Err(Rejection::Meaning);
+        }
+        let score = self.score(source, &text, toxicity, similarity, candidate.mean_nll);
+        Ok(Accepted {
+            text,
+            toxicity,
+            similarity,
+            score,
+        })
+    }
+
+    fn check_length(&self, source: &Source<'_>, text: &str) -> Result<(), Rejection> {
+        let weights = self.weights;
+        let length = source.core.chars().count() as f32;
+        let slack = weights.length_slack as f32;
+        let own = text.trim().chars().count() as f32;
+        let fits = own >= length * weights.min_length_ratio - slack
+            && own <= length * weights.max_length_ratio + slack;
+        if fits { Ok(()) } else { Err(Rejection::Length) }
+    }
+
+    fn score(
+        &self,
+        source: &Source<'_>,
+        text: &str,
+        toxicity: f32,
+        similarity: f32,
+        mean_nll: f32,
+    ) -> f32 {
+        let weights = self.weights;
+        // A likelihood that is not a number is the worst there is.
+        let nll = if mean_nll.is_nan() {
+            f32::INFINITY
+        } else {
+            mean_nll.max(0.0)
+        };
+        let mut score = (1.0 - toxicity).powf(weights.toxicity_power)
+            * similarity.powf(weights.similarity_power)
+            * (-weights.nll_weight * nll).exp();
+        for (is_faulty, penalty) in [
+            (loses_negation(source.core, text), weights.negation_penalty),
+            (changes_person(source.core, text), weights.person_penalty),
+            (is_cut_short(source.core, text), weights.cut_short_penalty),
+        ] {
+            if is_faulty {
+                score *= penalty;
+            }
+        }
+        score
+    }
+}
+
+fn check_words(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
+    let has_words = |text: &str| text.chars().any(char::is_alphanumeric);
+    let is_empty = text.trim().is_empty() || (has_words(source.core) && !has_words(text));
+    if is_empty {
+        Err(Rejection::Empty)
+    } else {
+        Ok(())
+    }
+}
+
+/// What can be told from the text alone.
+fn check_text(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
+    check_words(source, text)?;
+    if leaks(source.core, text) {
+        return Err(Rejection::Leakage);
+    }
+    if loops(source.core, text) {
+        return Err(Rejection::Repetition);
+    }
+    if changes_script(source.core, text) {
+        return Err(Rejection::Script);
+    }
+    if !keeps_all(source.core, source.spans, text) {
+        return Err(Rejection::Protected);
+    }
+    if numbers(source.core) != numbers(text) {
+        return Err(Rejection::Number);
+    }
+    if asks(source) && !text.contains('?') {
+        return Err(Rejection::Question);
+    }
+    Ok(())
+}
+
+/// Whether the source has a question mark outside of its protected stretches.
+fn asks(source: &Source<'_>) -> bool {
+    let is_free = |at: usize| !source.spans.iter().any(|span| span.range.contains(&at));
+    source.core.match_indices('?').any(|(at, _)| is_free(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::options::Format;
+    use crate::pipeline::protect;
+    use crate::pipeline::testing::{WordSimilarity, WordToxicity};
+
+    fn rank(core: &str, candidates: &[(&str, f32)]) -> Ranking {
+        let spans = protect::find(core, Format::Plain);
+        let weights = Weights::default();
+        let verifier = Verifier {
+            toxicity: &WordToxicity,
+            similarity: &WordSimilarity,
+            threshold: Threshold::default(),
+            weights: &weights,
+        };
+        let source = Source {
+            before: "",
+            core,
+            after: "",
+            spans: &spans,
+        };
+        let candidates: Vec<Candidate> = candidates
+            .iter()
+            .map(|&(text, mean_nll)| Candidate {
+                text: text.to_owned(),
+                mean_nll,
+            })
+            .collect();
+        verifier.rank(&source, &candidates)
+    }
+
+    fn reason(core: &str, candidate: &str) -> &'static str {
+        rank(core, &[(candidate, 1.0)])
+            .rejected
+            .first()
+            .map_or("accepted", |reason| reason.name())
+    }
+
+    #[test]
+    fn every_reason() {
+        let source = "You stupid idiot, that is 5 km away, right?";
+        for (candidate, expected) in [
+            ("You know that is 5 km away, right?", "accepted"),
+            (" \n ", "empty"),
+            ("?!", "empty"),
+            ("5?", "length"),
+            (&"that is 5 km away, right? ".repeat(9), "length"),
+            ("You, that is 5 km away, right?<|im_end|>", "leakage"),
+            ("You that is is is 5 km away, right?", "repetition"),
+            ("Ты знаешь, это 5 km, да?", "script"),
+            ("You know that is 6 km away, right?", "number"),
+            ("You know that is far away, right?", "number"),
+            ("Well, you know that it is 5 km away! yes!", "question"),
+            ("You idiot, that is 5 km away, right?", "toxic"),
+            ("There are 5 km of nice roads here?", "meaning"),
+        ] {
+            assert_eq!(reason(source, candidate), expected, "{candidate}");
+        }
+        assert_eq!(reason("ask @Bob you idiot now", "ask him now"), "protected");
+    }
+
+    #[test]
+    fn the_best_comes_first() {
+        let ranking = rank(
+            "I don't like this stupid idea",
+            &[
+                ("I like this idea", 1.0),
+                ("I don't like this idea", 1.5),
+                ("You don't like this idea", 1.0),
+                ("I don't like this idea", 1.5),
+                ("I don't like this", 1.5),
+                ("I don't like this odd idea", f32::NAN),
+            ],
+        );
+        let texts: Vec<&str> = ranking.accepted.iter().map(|a| a.text.as_str()).collect();
+        assert_eq!(texts[0], "I don't like this idea");
+        assert_eq!(texts.len(), 5);
+        assert_eq!(*texts.last().unwrap(), "I don't like this odd idea");
+    }
+
+    #[test]
+    fn what_surrounds_the_core_counts() {
+        let weights = Weights::default();
+        let verifier = Verifier {
+            toxicity: &WordToxicity,
+            similarity: &WordSimilarity,
+            threshold: Threshold::default(),
+            weights: &weights,
+        };
+        let source = Source {
+            before: "idiot ",
+            core: "you fool",
+            after: "",
+            spans: &[],
+        };
+        let candidate = Candidate {
+            text: "you".into(),
+            mean_nll: 0.0,
+        };
+        assert_eq!(
+            verifier.rank(&source, &[candidate]).rejected,
+            [Rejection::Toxic]
+        );
+    }
+}
