@@ -1,1 +1,10 @@
 //! `detoxd` rewrites toxic text into text with the same meaning and none of the toxicity.
+pub mod adapters;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod pipeline;
+pub mod scoring;
+pub mod shutdown;
+pub mod telemetry;
