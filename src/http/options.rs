@@ -33,7 +33,6 @@ pub struct DetoxifyRequest {
     #[schema(minimum = 0, maximum = 1)]
     threshold: Option<f32>,
     /// What is done with a toxic sentence.
-    #[schema(inline)]
     action: Option<Action>,
     /// Adapter that rewrites: `name` for its newest version, or `name@version`.
     #[schema(example = "default@1")]
@@ -47,7 +46,6 @@ pub struct DetoxifyRequest {
     /// Seed of the sampling; the same seed and request give the same answer.
     seed: Option<u64>,
     /// How the text is written; in Markdown, code, links and quotes are left alone.
-    #[schema(inline)]
     format: Option<Format>,
     /// Time for this request in milliseconds; more than the service's own timeout counts as that.
     #[schema(minimum = 1)]

@@ -289,30 +289,30 @@ impl From<UnknownAdapter> for Problem {
 pub enum TextProblems {
     /// The body is not UTF-8 or not JSON.
     #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(#[to_schema] Problem),
+    Malformed(Problem),
     /// The body did not arrive in time.
     #[response(status = 408, content_type = "application/problem+json")]
-    SlowBody(#[to_schema] Problem),
+    SlowBody(Problem),
     /// The body or a text is too large.
     #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(#[to_schema] Problem),
+    TooLarge(Problem),
     /// The body is not declared as `application/json`.
     #[response(status = 415, content_type = "application/problem+json")]
-    UnsupportedMediaType(#[to_schema] Problem),
+    UnsupportedMediaType(Problem),
     /// A field is missing, unknown, or has a value that is not allowed; `errors` names it.
     #[response(status = 422, content_type = "application/problem+json")]
-    InvalidRequest(#[to_schema] Problem),
+    InvalidRequest(Problem),
     /// The service failed.
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] Problem),
+    Internal(Problem),
     /// Too many requests at once, or the service is starting or stopping; see `Retry-After`.
     #[response(
         status = 503,
         content_type = "application/problem+json",
         headers(("Retry-After" = u64, description = "Seconds to wait"))
     )]
-    Unavailable(#[to_schema] Problem),
+    Unavailable(Problem),
     /// The deadline passed; nothing was changed.
     #[response(status = 504, content_type = "application/problem+json")]
-    DeadlinePassed(#[to_schema] Problem),
+    DeadlinePassed(Problem),
 }

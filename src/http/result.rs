@@ -57,7 +57,6 @@ pub struct Segment {
     /// One past the last code point.
     pub end: usize,
     /// What was done.
-    #[schema(inline)]
     pub action: SegmentAction,
     /// Toxicity of this sentence.
     pub toxicity: Toxicity,
