@@ -49,6 +49,7 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use assemble::SegmentObserver;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
 pub use options::{
