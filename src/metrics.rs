@@ -32,6 +32,7 @@ pub struct Metrics {
     rejected: IntCounterVec,
     sentences: IntCounterVec,
     toxicity: HistogramVec,
+    candidates_rejected: IntCounterVec,
     tokens: IntCounterVec,
     adapter: IntGaugeVec,
 }
@@ -136,6 +137,16 @@ impl Metrics {
                     &["stage"],
                 )?,
             )?,
+            candidates_rejected: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "detoxd_candidates_rejected_total",
+                        "Rewrites of the model that were turned down, by what was wrong first.",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
             tokens: register(
                 &registry,
                 IntCounterVec::new(
@@ -187,6 +198,11 @@ impl Metrics {
             self.toxicity
                 .with_label_values(&["after"])
                 .observe(toxicity.output.into());
+        }
+        for reason in &result.rejections {
+            self.candidates_rejected
+                .with_label_values(&[reason.name()])
+                .inc();
         }
         if result.usage.prompt_tokens > 0 {
             self.queue.observe(result.queue.as_secs_f64());

@@ -52,7 +52,7 @@ pub fn assemble(
 ) -> Result<Service, ScorerError> {
     let toxicity = Arc::new(ToxicityScorer::embedded()?);
     let similarity = Arc::new(SimilarityScorer::new(Arc::clone(&toxicity)));
-    let detoxifier = Arc::new(Detoxifier::new(rewriter, Arc::clone(&toxicity), similarity));
+    let detoxifier = Arc::new(Detoxifier::new(rewriter, toxicity.clone(), similarity));
     Ok(Service {
         detoxifier,
         residents,

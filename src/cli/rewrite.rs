@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::{ConfigError, LogSettings, ModelSettings, Policy, PolicySettings},
     http::{DetoxifyResult, Service},
-    pipeline::{Detoxified, Detoxifier, DetoxifyError, Options, RewriteError, Strength, Threshold},
+    pipeline::{Detoxified, Detoxifier, DetoxifyError, Options, RewriteError, Strength},
 };
 
 /// Arguments of `detoxd rewrite`.
@@ -82,9 +82,7 @@ impl How {
         options.seed = self.seed;
         options.verify = !self.no_verify;
         options.whole_text = self.whole_line;
-        if self.always {
-            options.threshold = Threshold::ALWAYS;
-        }
+        options.always = self.always;
         Ok(options)
     }
 }

@@ -135,7 +135,7 @@ pub struct PolicySettings {
         default_value_t = 0.5
     )]
     pub threshold: f32,
-    /// What is done with a toxic sentence.
+    /// What is done when a sentence is toxic; `block` withholds the whole text.
     #[arg(long, env = "DETOXD_ACTION", value_name = "ACTION", default_value = "rewrite",
           value_parser = ["rewrite", "annotate", "block"])]
     pub action: String,

@@ -32,7 +32,7 @@ pub struct DetoxifyRequest {
     /// A sentence is acted on when its toxicity is above this.
     #[schema(minimum = 0, maximum = 1)]
     threshold: Option<f32>,
-    /// What is done with a toxic sentence.
+    /// What is done when a sentence is toxic.
     action: Option<Action>,
     /// Adapter that rewrites: `name` for its newest version, or `name@version`.
     #[schema(example = "default@1")]
@@ -52,7 +52,8 @@ pub struct DetoxifyRequest {
     timeout_ms: Option<u64>,
 }
 
-/// What is done with a toxic sentence.
+/// What is done when a sentence is toxic: `rewrite` it, `annotate` it in `segments` only, or
+/// `block` the whole text.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Action {
@@ -60,7 +61,7 @@ enum Action {
     Rewrite,
     /// It is left as it is and reported in `segments`.
     Annotate,
-    /// It is removed.
+    /// The whole text is withheld: the answer's `text` is empty.
     Block,
 }
 

@@ -18,7 +18,7 @@ pub struct DetoxifyResult {
     pub text: String,
     /// Whether `text` differs from the input.
     pub changed: bool,
-    /// Toxicity of the whole text.
+    /// The highest toxicity of any sentence.
     pub toxicity: Toxicity,
     /// Similarity in meaning of input and output, 0 to 1.
     pub similarity: f32,
@@ -72,7 +72,7 @@ pub enum SegmentAction {
     Rewritten,
     /// Toxic words masked, as no rewrite was good enough.
     Masked,
-    /// Removed.
+    /// Withheld.
     Blocked,
     /// Toxic, reported and left as it was.
     Annotated,

@@ -1,17 +1,18 @@
 //! `POST /detoxify` as server-sent events.
 
-use std::sync::atomic::Ordering;
+use std::{future::poll_fn, pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use axum::{
     body::Body,
     http::{Request, StatusCode},
 };
+use futures_core::Stream;
 use insta::assert_json_snapshot;
 use serde_json::{Value, json};
 
 use crate::support::{
     app::{Answer, App},
-    fake::{FAIL, SLOW, TOXIC},
+    fake::{FAIL, MILDER, SLOW, TOXIC},
 };
 
 fn request(body: Value) -> Request<Body> {
@@ -65,6 +66,30 @@ async fn sentences_then_the_result() {
         .collect();
     assert_eq!(texts, whole["text"], "the segments are the text");
     assert_json_snapshot!(segments, { "[].toxicity" => "[toxicity]" });
+}
+
+#[tokio::test]
+async fn a_sentence_is_sent_while_the_next_is_worked_on() {
+    let app = App::new();
+    let request = request(json!({ "text": format!("Hello there. {TOXIC} {SLOW}") }));
+    let response = tower::ServiceExt::oneshot(app.router.clone(), request)
+        .await
+        .unwrap();
+    let mut body = response.into_body().into_data_stream();
+    let mut read = String::new();
+    while read.matches("event: segment").count() < 2 {
+        let next = poll_fn(|context| Pin::new(&mut body).poll_next(context));
+        let chunk = tokio::time::timeout(Duration::from_secs(10), next).await;
+        read += std::str::from_utf8(&chunk.expect("held back").unwrap().unwrap()).unwrap();
+    }
+    assert!(read.contains(MILDER));
+    app.slow_started(1).await;
+    app.rewriter.finish.notify_one();
+    while let Some(chunk) = poll_fn(|context| Pin::new(&mut body).poll_next(context)).await {
+        read += std::str::from_utf8(&chunk.unwrap()).unwrap();
+    }
+    assert_eq!(read.matches("event: segment").count(), 3);
+    assert!(read.contains("event: result"));
 }
 
 #[tokio::test]
