@@ -1,11 +1,129 @@
-use clap::Parser;
-#[derive(Parser)]
-enum Cli {
-    Train(detoxd::cli::train::TrainArgs),
-}
-fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    match Cli::parse() {
-        Cli::Train(args) => detoxd::cli::train::run(&args),
+//! The story of a process: read what is wanted, start logging, listen, load, say so, run until
+//! told to stop, drain, say how it ended.
+
+use std::{io, process::ExitCode, sync::Arc, time::Instant};
+
+use anyhow::Context;
+use detoxd::{
+    cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
+    config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
+    http::{AppState, openapi, server},
+    metrics::Metrics,
+    shutdown, telemetry,
+};
+use tokio::net::TcpListener;
+
+/// Wrong usage or configuration, as in `sysexits.h`.
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let command = match cli::parse(std::env::args_os().collect()) {
+        Ok(command) => command,
+        Err(UsageError::Arguments(message)) => {
+            // A closed pipe on the other side of `--help` is no failure.
+            let _ = message.print();
+            return if message.use_stderr() {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+        Err(UsageError::Config(error)) => return failed(&error.into()),
+    };
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    let usage = error.chain().any(|cause| cause.is::<ConfigError>());
+    if usage {
+        ExitCode::from(EX_USAGE)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(settings) => in_runtime(serve(*settings)),
+        Command::Rewrite(args) => in_runtime(rewrite(*args)),
+        Command::Train(args) => cli::train::run(args),
+        Command::Scorer(args) => cli::scorer::run(args),
+        Command::Model(args) => cli::model::run(args),
+        Command::Openapi => {
+            print!("{}", openapi::document()?);
+            Ok(())
+        }
+    }
+}
+
+fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(work);
+    // What was given its time to finish and did not is not waited for again.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(settings: RawConfig) -> anyhow::Result<()> {
+    let config = Config::try_from(settings)?;
+    telemetry::init(&config.log);
+    telemetry::log_panics_without_message();
+    let stop = shutdown::on_signal().context("cannot listen for signals")?;
+
+    let started = Instant::now();
+    let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
+    let state = AppState::new(config.server.limits, config.policy, metrics);
+    let listener = TcpListener::bind(config.server.listen)
+        .await
+        .with_context(|| {
+            format!(
+                "cannot listen on {}; choose another with --listen",
+                config.server.listen
+            )
+        })?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "listening, loading the model");
+    let serving = tokio::spawn(server::serve(
+        listener,
+        Arc::clone(&state),
+        stop.clone(),
+        config.server.shutdown_timeout,
+    ));
+
+    let model = config.model;
+    let name = model.model.clone();
+    let loading = tokio::task::spawn_blocking(move || compose::build(&model));
+    tokio::select! {
+        loaded = loading => {
+            state.loaded(loaded??);
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!(model = name, seconds, "ready: http://{address}/");
+        }
+        () = stop.cancelled() => tracing::info!("told to stop before the model was loaded"),
+    }
+
+    match serving.await?? {
+        server::Drained::Complete => tracing::info!("ended; every request was answered"),
+        server::Drained::Cut { running } => {
+            tracing::warn!(running, "ended; time was up with requests still running");
+        }
+    }
+    Ok(())
+}
+
+async fn rewrite(args: RewriteArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log)?);
+    let model = ModelConfig::try_from(args.model)?;
+    let policy = Policy::try_from(args.policy)?;
+    let service = tokio::task::spawn_blocking(move || compose::build(&model)).await??;
+    let options = args.how.options(&policy, &service)?;
+    let input = io::BufReader::new(io::stdin());
+    let output = io::stdout().lock();
+    Ok(cli::rewrite::run(&service, options, &args.how, input, output).await?)
 }

@@ -15,6 +15,9 @@ pub(super) struct Verdict {
     pub toxicity: f32,
 }
 
+/// Told of each segment, in order, as soon as it and those before it are settled.
+pub type SegmentObserver<'a> = &'a (dyn Fn(&Segment) + Send + Sync);
+
 /// A text put together.
 #[derive(Debug)]
 pub(super) struct Assembled {
@@ -23,51 +26,110 @@ pub(super) struct Assembled {
     pub edits: Vec<Edit>,
 }
 
-impl Assembled {
-    /// From a verdict, or none, a sentence; those without one are kept byte for byte.
+/// What is known of a sentence.
+enum Fate {
+    Open,
+    Kept,
+    Settled(Verdict),
+}
+
+/// Puts a text together from its front, while verdicts come in any order.
+pub(super) struct Assembler<'t> {
+    text: &'t str,
+    sentences: &'t [Sentence],
+    scores: &'t [f32],
+    observer: SegmentObserver<'t>,
+    fates: Vec<Fate>,
+    /// Code points put together so far.
+    end: usize,
+    output: String,
+    edits: EditsBuilder,
+    segments: Vec<Segment>,
+}
+
+impl<'t> Assembler<'t> {
+    /// Sentences that are not in `open` are kept byte for byte; `observer` hears at once of those
+    /// before the first open one.
     pub fn new(
-        text: &str,
-        sentences: &[Sentence],
-        scores: &[f32],
-        verdicts: Vec<Option<Verdict>>,
+        text: &'t str,
+        sentences: &'t [Sentence],
+        scores: &'t [f32],
+        open: &[usize],
+        observer: SegmentObserver<'t>,
     ) -> Self {
-        let mut output = String::with_capacity(text.len());
-        let mut edits = EditsBuilder::default();
-        let mut segments = Vec::with_capacity(sentences.len());
-        let mut end = 0;
-        for ((sentence, &input), verdict) in sentences.iter().zip(scores).zip(verdicts) {
-            let source = &text[sentence.range.clone()];
-            let start = end;
-            end += source.chars().count();
-            let (action, replaced, toxicity) = match verdict {
-                None => (SegmentAction::Kept, source.to_owned(), input),
-                Some(verdict) => {
-                    let lead = &text[sentence.range.start..sentence.body.start];
-                    let trail = &text[sentence.body.end..sentence.range.end];
+        let mut fates: Vec<Fate> = sentences.iter().map(|_| Fate::Kept).collect();
+        for &at in open {
+            fates[at] = Fate::Open;
+        }
+        let mut assembler = Self {
+            text,
+            sentences,
+            scores,
+            observer,
+            fates,
+            end: 0,
+            output: String::with_capacity(text.len()),
+            edits: EditsBuilder::default(),
+            segments: Vec::with_capacity(sentences.len()),
+        };
+        assembler.advance();
+        assembler
+    }
+
+    /// Takes the verdict on a sentence.
+    pub fn settle(&mut self, at: usize, verdict: Verdict) {
+        self.fates[at] = Fate::Settled(verdict);
+        self.advance();
+    }
+
+    /// The text. Sentences that are still open are kept.
+    pub fn finish(mut self) -> Assembled {
+        for fate in &mut self.fates {
+            if matches!(fate, Fate::Open) {
+                *fate = Fate::Kept;
+            }
+        }
+        self.advance();
+        Assembled {
+            text: self.output,
+            segments: self.segments,
+            edits: self.edits.finish(),
+        }
+    }
+
+    fn advance(&mut self) {
+        while let Some(fate) = self.fates.get(self.segments.len()) {
+            let at = self.segments.len();
+            let (sentence, input) = (&self.sentences[at], self.scores[at]);
+            let source = &self.text[sentence.range.clone()];
+            let (action, replaced, output) = match fate {
+                Fate::Open => return,
+                Fate::Kept => (SegmentAction::Kept, source.to_owned(), input),
+                Fate::Settled(verdict) => {
+                    let lead = &self.text[sentence.range.start..sentence.body.start];
+                    let trail = &self.text[sentence.body.end..sentence.range.end];
                     let replaced = [lead, &verdict.body, trail].concat();
                     (verdict.action, replaced, verdict.toxicity)
                 }
             };
-            edits.piece(source, &replaced);
-            output.push_str(&replaced);
-            segments.push(Segment {
+            let start = self.end;
+            self.end += source.chars().count();
+            self.edits.piece(source, &replaced);
+            self.output.push_str(&replaced);
+            let segment = Segment {
                 start,
-                end,
+                end: self.end,
                 action,
-                toxicity: ToxicityChange {
-                    input,
-                    output: toxicity,
-                },
+                toxicity: ToxicityChange { input, output },
                 text: replaced,
-            });
-        }
-        Self {
-            text: output,
-            segments,
-            edits: edits.finish(),
+            };
+            (self.observer)(&segment);
+            self.segments.push(segment);
         }
     }
+}
 
+impl Assembled {
     /// Nothing goes out: every segment counts as blocked, also those that were fine.
     pub fn withheld(text: &str, sentences: &[Sentence], scores: &[f32]) -> Self {
         let mut edits = EditsBuilder::default();

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::assemble::{Assembled, Verdict};
+use super::assemble::{Assembled, Assembler, SegmentObserver, Verdict};
 use super::join::try_join_bounded;
 use super::mask::mask;
 use super::options::{Action, Fallback, MAX_CANDIDATES, Options};
@@ -14,7 +14,7 @@ use super::protect::{self, Span};
 use super::rejection::Rejection;
 use super::rewriter::{RewriteError, RewriteRequest, Rewriter, Rewrites};
 use super::scorers::{OfProse, Similarity, Toxicity, similarity_of, toxicity_of};
-use super::segment::{Sentence, sentences};
+use super::segment::{self, Sentence};
 use super::tidy::tidy;
 use super::verify::{Source, Verifier, Weights};
 
@@ -33,6 +33,8 @@ pub struct Detoxifier {
 
 /// A distinct toxic sentence on its way to the rewriter.
 struct Task<'t> {
+    /// Which sentence it is.
+    at: usize,
     body: &'t str,
     core: Range<usize>,
     /// Relative to the body.
@@ -89,38 +91,56 @@ impl Detoxifier {
         text: &str,
         options: &Options,
     ) -> Result<Detoxified, DetoxifyError> {
+        self.detoxify_observed(text, options, &|_| {}).await
+    }
+
+    /// The same; `observer` hears of each segment, in order, as soon as it and those before it are
+    /// settled.
+    ///
+    /// # Errors
+    /// The same; what was observed until then does not count.
+    pub async fn detoxify_observed(
+        &self,
+        text: &str,
+        options: &Options,
+        observer: SegmentObserver<'_>,
+    ) -> Result<Detoxified, DetoxifyError> {
         let spans = protect::find(text, options.format);
-        let sentences = sentences(text, &spans);
+        let sentences = if options.whole_text {
+            segment::whole(text, &spans)
+        } else {
+            segment::sentences(text, &spans)
+        };
         let scores = self.score(text, &sentences, &spans, options).await?;
         let toxic: Vec<usize> = (0..sentences.len())
             .filter(|&at| {
-                sentences[at].protected.is_none() && options.threshold.is_exceeded_by(scores[at])
+                let exceeded = options.always || options.threshold.is_exceeded_by(scores[at]);
+                sentences[at].protected.is_none() && exceeded
             })
             .collect();
+        if options.action == Action::Block && !toxic.is_empty() {
+            let withheld = Assembled::withheld(text, &sentences, &scores);
+            withheld.segments.iter().for_each(observer);
+            return Ok(self.finish(text, withheld, options, Spent::default()));
+        }
+        let mut assembler = Assembler::new(text, &sentences, &scores, &toxic, observer);
         let mut spent = Spent::default();
-        let results = match options.action {
-            Action::Block if !toxic.is_empty() => {
-                let withheld = Assembled::withheld(text, &sentences, &scores);
-                return Ok(self.finish(text, withheld, options, spent));
-            }
+        match options.action {
             Action::Rewrite => {
                 let tasks: Vec<Task<'_>> = toxic
                     .iter()
-                    .map(|&at| Task::new(text, &sentences[at], &spans, scores[at]))
+                    .map(|&at| Task::new(text, at, &sentences[at], &spans, scores[at]))
                     .collect();
-                self.rewrite(&tasks, options, &mut spent).await?
+                (assembler, spent) = self.rewrite(tasks, options, assembler).await?;
             }
-            Action::Annotate | Action::Block => toxic
-                .iter()
-                .map(|&at| annotated(text[sentences[at].body.clone()].to_owned(), scores[at]))
-                .collect(),
-        };
-        let mut verdicts: Vec<Option<Verdict>> = vec![None; sentences.len()];
-        for (at, verdict) in toxic.into_iter().zip(results) {
-            verdicts[at] = Some(verdict);
+            Action::Annotate | Action::Block => {
+                for at in toxic {
+                    let body = text[sentences[at].body.clone()].to_owned();
+                    assembler.settle(at, annotated(body, scores[at]));
+                }
+            }
         }
-        let assembled = Assembled::new(text, &sentences, &scores, verdicts);
-        Ok(self.finish(text, assembled, options, spent))
+        Ok(self.finish(text, assembler.finish(), options, spent))
     }
 
     /// The toxicity of each sentence; code and other markup has none.
@@ -156,39 +176,54 @@ impl Detoxifier {
         Ok(scores)
     }
 
-    /// A verdict for each task; equal tasks are worked on once.
-    async fn rewrite(
+    /// Settles each task as soon as its answer is there; equal tasks are worked on once.
+    async fn rewrite<'t>(
         &self,
-        tasks: &[Task<'_>],
+        tasks: Vec<Task<'t>>,
         options: &Options,
-        spent: &mut Spent,
-    ) -> Result<Vec<Verdict>, RewriteError> {
+        assembler: Assembler<'t>,
+    ) -> Result<(Assembler<'t>, Spent), RewriteError> {
         let mut places: HashMap<(&str, usize, usize), usize> = HashMap::new();
-        let mut distinct: Vec<&Task<'_>> = Vec::new();
-        let places: Vec<usize> = tasks
-            .iter()
-            .map(|task| {
-                *places
-                    .entry((task.body, task.core.start, task.core.end))
-                    .or_insert_with(|| {
-                        distinct.push(task);
-                        distinct.len() - 1
-                    })
-            })
-            .collect();
+        let mut distinct: Vec<(Task<'_>, Vec<usize>)> = Vec::new();
+        for task in tasks {
+            let place = *places
+                .entry((task.body, task.core.start, task.core.end))
+                .or_insert(distinct.len());
+            match distinct.get_mut(place) {
+                Some((_, sentences)) => sentences.push(task.at),
+                None => distinct.push((task, Vec::new())),
+            }
+        }
+        let shared = Mutex::new((assembler, Spent::default()));
         // A loop, because a closure here would make the future too narrow to be spawned.
         let mut requests = Vec::with_capacity(distinct.len());
-        for &task in &distinct {
-            requests.push(self.ask(task, options));
+        for (task, others) in &distinct {
+            requests.push(self.settle(task, others, options, &shared));
         }
-        let answers = try_join_bounded(requests, MAX_IN_FLIGHT).await?;
-        let mut verdicts = Vec::with_capacity(answers.len());
-        for (task, rewrites) in distinct.into_iter().zip(answers) {
-            check_deadline(options)?;
-            spent.add(&rewrites);
-            verdicts.push(self.decide(task, &rewrites, options, &mut spent.rejections));
+        try_join_bounded(requests, MAX_IN_FLIGHT).await?;
+        Ok(shared.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks for one task, decides, and hands the verdict to all sentences that are equal.
+    async fn settle(
+        &self,
+        task: &Task<'_>,
+        others: &[usize],
+        options: &Options,
+        shared: &Mutex<(Assembler<'_>, Spent)>,
+    ) -> Result<(), RewriteError> {
+        let rewrites = self.ask(task, options).await?;
+        check_deadline(options)?;
+        // One future polls all: the lock is free.
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let (assembler, spent) = &mut *shared;
+        spent.add(&rewrites);
+        let verdict = self.decide(task, &rewrites, options, &mut spent.rejections);
+        for &at in others {
+            assembler.settle(at, verdict.clone());
         }
-        Ok(places.into_iter().map(|at| verdicts[at].clone()).collect())
+        assembler.settle(task.at, verdict);
+        Ok(())
     }
 
     async fn ask(&self, task: &Task<'_>, options: &Options) -> Result<Rewrites, RewriteError> {
@@ -311,9 +346,10 @@ impl Detoxifier {
 }
 
 impl<'t> Task<'t> {
-    fn new(text: &'t str, sentence: &Sentence, spans: &[Span], toxicity: f32) -> Self {
+    fn new(text: &'t str, at: usize, sentence: &Sentence, spans: &[Span], toxicity: f32) -> Self {
         let start = sentence.body.start;
         Self {
+            at,
             body: &text[sentence.body.clone()],
             core: sentence.core.start - start..sentence.core.end - start,
             spans: protect::within(spans, &sentence.body),

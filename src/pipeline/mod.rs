@@ -37,6 +37,7 @@ pub mod protect;
 pub mod rejection;
 pub mod restore;
 pub mod rewriter;
+pub mod rewriter_lm;
 pub mod scorers;
 pub mod segment;
 mod split;
@@ -49,6 +50,7 @@ pub mod verify;
 #[cfg(test)]
 mod tests;
 
+pub use assemble::SegmentObserver;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
 pub use options::{
@@ -57,5 +59,6 @@ pub use options::{
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
 pub use rejection::Rejection;
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
+pub use rewriter_lm::LanguageModelRewriter;
 pub use scorers::{Similarity, Toxicity};
 pub use verify::Weights;

@@ -165,6 +165,10 @@ pub struct Options {
     pub format: Format,
     /// Whether candidates are checked; if not, the first is taken.
     pub verify: bool,
+    /// Whether sentences at or under the threshold are rewritten as well: to evaluate a model.
+    pub always: bool,
+    /// Whether the text is one sentence, however many it seems to have.
+    pub whole_text: bool,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
 }
@@ -182,6 +186,8 @@ impl Options {
             seed: 0,
             format: Format::default(),
             verify: true,
+            always: false,
+            whole_text: false,
             deadline: None,
         }
     }

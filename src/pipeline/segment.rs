@@ -47,6 +47,14 @@ pub fn sentences(text: &str, spans: &[Span]) -> Vec<Sentence> {
         .collect()
 }
 
+/// All of `text` as one sentence; none if it is empty.
+pub fn whole(text: &str, spans: &[Span]) -> Vec<Sentence> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    vec![sentence(text, spans, 0..text.len(), None)]
+}
+
 struct Splitter<'a> {
     text: &'a str,
     spans: &'a [Span],

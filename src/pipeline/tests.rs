@@ -1,7 +1,7 @@
 //! The whole pipeline, with scorers and rewriters that can be seen through.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -54,6 +54,54 @@ async fn a_clean_text_comes_back_and_never_reaches_the_model() {
     assert!(!result.changed && result.edits.is_empty());
     assert_eq!(result.similarity, 1.0);
     assert!(rewriter.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn segments_are_observed_in_order_and_before_the_end() {
+    let (detoxifier, rewriter) = detoxifier(leave_out);
+    let asked = Mutex::new(Vec::new());
+    let observed = Mutex::new(Vec::new());
+    let observer = |segment: &Segment| {
+        asked
+            .lock()
+            .unwrap()
+            .push(rewriter.asked.lock().unwrap().len());
+        observed.lock().unwrap().push(segment.clone());
+    };
+    let text =
+        "Fine day. You are stupid people. So be it. You are stupid people. He is an idiot man.";
+    let result = detoxifier
+        .detoxify_observed(text, &options(), &observer)
+        .await
+        .unwrap();
+    assert_eq!(result.segments, *observed.lock().unwrap());
+    assert_eq!(result.segments.len(), 5);
+    assert_eq!(asked.lock().unwrap()[0], 0, "before the model is asked");
+}
+
+#[tokio::test]
+async fn always_and_whole_text_are_for_evaluation() {
+    let (detoxifier, rewriter) = detoxifier(leave_out);
+    let all = Options {
+        always: true,
+        whole_text: true,
+        ..options()
+    };
+    let text = "Fine day. You are stupid people.";
+    let result = detoxifier.detoxify(text, &all).await.unwrap();
+    assert_eq!(*rewriter.asked.lock().unwrap(), [text]);
+    assert_eq!(actions(&result), [SegmentAction::Rewritten]);
+    let fine = "Fine day, isn't it?";
+    detoxifier.detoxify(fine, &all).await.unwrap();
+    assert_eq!(rewriter.asked.lock().unwrap().len(), 2);
+    assert!(
+        detoxifier
+            .detoxify("", &all)
+            .await
+            .unwrap()
+            .segments
+            .is_empty()
+    );
 }
 
 #[tokio::test]

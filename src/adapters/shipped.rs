@@ -1,0 +1,53 @@
+//! The adapters within the binary.
+
+use candle_core::Device;
+
+use super::resident::AdapterLease;
+use super::version::{AdapterRef, AdapterVersion};
+use crate::model::lora::LoraModel;
+use crate::model::{DecoderConfig, ModelError};
+
+/// An adapter that comes with the program, for one base model.
+#[derive(Debug)]
+pub struct ShippedAdapter {
+    name: &'static str,
+    number: u32,
+    /// The base model's name in the catalogue.
+    base: &'static str,
+    config: &'static [u8],
+    weights: &'static [u8],
+}
+
+static SHIPPED: [ShippedAdapter; 1] = [ShippedAdapter {
+    name: "default",
+    number: 1,
+    base: "smollm2-135m",
+    config: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_config.json"),
+    weights: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_model.safetensors"),
+}];
+
+impl ShippedAdapter {
+    /// The newest shipped adapter that `wanted` means.
+    pub fn find(wanted: &AdapterRef) -> Option<&'static Self> {
+        SHIPPED.iter().rev().find(|shipped| shipped.version().answers_to(wanted))
+    }
+
+    /// What it is called.
+    pub fn version(&self) -> AdapterVersion {
+        AdapterVersion::new(self.name, self.number)
+    }
+
+    /// The base model it was trained on, as the catalogue names it.
+    pub fn base(&self) -> &'static str {
+        self.base
+    }
+
+    /// Loads it for a decoder.
+    ///
+    /// # Errors
+    /// When the decoder is not of the base model's shape.
+    pub fn load(&self, decoder: &DecoderConfig, device: &Device) -> Result<AdapterLease, ModelError> {
+        let adapter = LoraModel::from_bytes(self.config, self.weights, decoder, device)?;
+        Ok(AdapterLease::new(self.version(), adapter.into()))
+    }
+}

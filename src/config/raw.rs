@@ -1,0 +1,170 @@
+//! The settings as flags, environment variables and keys of the file. The name of a field is the
+//! key in `detoxd.toml`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// Every setting of `detoxd serve`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct RawConfig {
+    /// Where the service listens and what it admits.
+    #[command(flatten)]
+    pub server: ServerSettings,
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelSettings,
+    /// The policy.
+    #[command(flatten)]
+    pub policy: PolicySettings,
+    /// The log and the configuration file.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Where the service listens and what it admits.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Service")]
+pub struct ServerSettings {
+    /// Address and port to listen on.
+    #[arg(
+        long,
+        env = "DETOXD_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen: SocketAddr,
+    /// Longest text accepted, in characters (Unicode code points); a longer one is answered 413.
+    #[arg(
+        long,
+        env = "DETOXD_MAX_TEXT_CHARS",
+        value_name = "N",
+        default_value_t = 100_000
+    )]
+    pub max_text_chars: usize,
+    /// Largest request body accepted, in bytes; a larger one is answered 413.
+    #[arg(long, env = "DETOXD_MAX_BODY_BYTES", value_name = "N", default_value_t = 2 * 1024 * 1024)]
+    pub max_body_bytes: usize,
+    /// Requests in the house at once, waiting or running; more are answered 503 with `Retry-After`.
+    #[arg(
+        long,
+        env = "DETOXD_MAX_CONCURRENT_REQUESTS",
+        value_name = "N",
+        default_value_t = 64
+    )]
+    pub max_concurrent_requests: usize,
+    /// Time a request may take, such as `30s` or `500ms`; later it is answered 504. A request's
+    /// own `timeout_ms` can only shorten it.
+    #[arg(
+        long,
+        env = "DETOXD_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
+    pub timeout: String,
+    /// Time that running requests get to finish after SIGTERM or ctrl-c.
+    #[arg(
+        long,
+        env = "DETOXD_SHUTDOWN_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "30s"
+    )]
+    pub shutdown_timeout: String,
+}
+
+/// Which model, on what, with which adapter.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelSettings {
+    /// Folder for what the service keeps.
+    #[arg(
+        long,
+        env = "DETOXD_DATA_DIR",
+        value_name = "FOLDER",
+        default_value = "./detoxd-data"
+    )]
+    pub data_dir: PathBuf,
+    /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd].
+    #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
+    pub cache_dir: Option<PathBuf>,
+    /// A name of the catalogue (`detoxd model list`), a folder in Hugging Face layout, or a GGUF file.
+    #[arg(
+        long,
+        env = "DETOXD_MODEL",
+        value_name = "MODEL",
+        default_value = "smollm2-135m"
+    )]
+    pub model: String,
+    /// Adapter that rewrites: `name@version`, a PEFT folder (a path with a `/` or a folder that
+    /// exists), or `none` for the bare base model.
+    #[arg(
+        long,
+        env = "DETOXD_ADAPTER",
+        value_name = "ADAPTER",
+        default_value = "default@1"
+    )]
+    pub adapter: String,
+    /// Where the model computes: `cpu` or `cuda:N`.
+    #[arg(
+        long,
+        env = "DETOXD_DEVICE",
+        value_name = "DEVICE",
+        default_value = "cpu"
+    )]
+    pub device: String,
+    /// Number format of activations and of weights that are not quantised.
+    #[arg(long, env = "DETOXD_DTYPE", value_name = "DTYPE", default_value = "auto",
+          value_parser = ["auto", "f32", "bf16", "f16"])]
+    pub dtype: String,
+    /// Weights: `auto` keeps or makes them quantised where that is faster, `none` runs them dense.
+    #[arg(long, env = "DETOXD_QUANTIZE", value_name = "HOW", default_value = "auto",
+          value_parser = ["auto", "none"])]
+    pub quantize: String,
+    /// Threads of the model; without it, one for each physical core.
+    #[arg(long, env = "DETOXD_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// How texts are treated when a request says nothing else.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Policy")]
+pub struct PolicySettings {
+    /// A sentence is acted on when its toxicity is above this, 0 to 1.
+    #[arg(
+        long,
+        env = "DETOXD_THRESHOLD",
+        value_name = "P",
+        default_value_t = 0.5
+    )]
+    pub threshold: f32,
+    /// What is done when a sentence is toxic; `block` withholds the whole text.
+    #[arg(long, env = "DETOXD_ACTION", value_name = "ACTION", default_value = "rewrite",
+          value_parser = ["rewrite", "annotate", "block"])]
+    pub action: String,
+    /// What is done when no rewrite of a sentence is good enough.
+    #[arg(long, env = "DETOXD_FALLBACK", value_name = "ACTION", default_value = "mask",
+          value_parser = ["mask", "block", "annotate"])]
+    pub fallback: String,
+    /// Rewrites drawn for each toxic sentence, of which the best verified one is taken, 1 to 16.
+    #[arg(long, env = "DETOXD_CANDIDATES", value_name = "N", default_value_t = 4)]
+    pub candidates: usize,
+}
+
+/// The log and the configuration file.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Configuration and log")]
+pub struct LogSettings {
+    /// Configuration file; without it, `detoxd.toml` of the current folder if there is one.
+    #[arg(long, env = "DETOXD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Form of the log on stderr.
+    #[arg(long, env = "DETOXD_LOG_FORMAT", value_name = "FORMAT", default_value = "text",
+          value_parser = ["text", "json"])]
+    pub log_format: String,
+    /// What is logged: a level, or directives such as `info,detoxd::engine=debug`.
+    #[arg(
+        long,
+        env = "DETOXD_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log: String,
+}

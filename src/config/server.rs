@@ -1,0 +1,73 @@
+//! Settings of the HTTP service, checked.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{ConfigError, ServerSettings, duration};
+
+/// Where the service listens, what it admits, and how it ends.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// What is admitted.
+    pub limits: Limits,
+    /// Time that running requests get to finish once told to stop.
+    pub shutdown_timeout: Duration,
+}
+
+/// What is admitted. Everything beyond is refused before any work is done for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest text, in code points.
+    pub max_text_chars: usize,
+    /// Largest body, in bytes.
+    pub max_body_bytes: usize,
+    /// Requests waiting and running.
+    pub max_concurrent_requests: usize,
+    /// Time a request may take.
+    pub timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_text_chars: 100_000,
+            max_body_bytes: 2 * 1024 * 1024,
+            max_concurrent_requests: 64,
+            timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl TryFrom<ServerSettings> for ServerConfig {
+    type Error = ConfigError;
+
+    fn try_from(raw: ServerSettings) -> Result<Self, ConfigError> {
+        let limits = Limits {
+            max_text_chars: at_least_one("max_text_chars", raw.max_text_chars)?,
+            max_body_bytes: at_least_one("max_body_bytes", raw.max_body_bytes)?,
+            max_concurrent_requests: at_least_one(
+                "max_concurrent_requests",
+                raw.max_concurrent_requests,
+            )?
+            .min(tokio::sync::Semaphore::MAX_PERMITS),
+            timeout: time("timeout", &raw.timeout)?,
+        };
+        Ok(Self {
+            listen: raw.listen,
+            limits,
+            shutdown_timeout: time("shutdown_timeout", &raw.shutdown_timeout)?,
+        })
+    }
+}
+
+fn at_least_one(setting: &'static str, value: usize) -> Result<usize, ConfigError> {
+    if value == 0 {
+        return Err(ConfigError::invalid(setting, value, "must be at least 1"));
+    }
+    Ok(value)
+}
+
+fn time(setting: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    duration::parse(text).map_err(|reason| ConfigError::invalid(setting, text, reason))
+}

@@ -1,0 +1,71 @@
+//! The HTTP service: one file a resource, with its types, its handler and its documentation.
+//!
+//! Checks, admission, deadlines and problem documents live here. What is done to a text does not:
+//! that is `pipeline`, which knows no HTTP.
+
+mod body;
+mod detoxify;
+mod health;
+mod layers;
+mod limits;
+mod metrics;
+pub mod openapi;
+mod options;
+mod playground;
+mod problem;
+mod result;
+mod score;
+pub mod server;
+mod state;
+mod stream;
+
+use std::{any::Any, sync::Arc};
+
+use axum::{
+    Router, middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::problem::Reason;
+pub use self::{
+    problem::{FieldError, Problem},
+    result::DetoxifyResult,
+    state::{AppState, Service},
+};
+
+/// The routes of the OpenAPI document. A new resource is a new file and a line here.
+fn routes() -> OpenApiRouter<Arc<AppState>> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(detoxify::detoxify))
+        .routes(routes!(score::score))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(metrics::metrics))
+}
+
+/// The whole service.
+pub fn router(state: Arc<AppState>) -> Router {
+    let (router, document) = routes().split_for_parts();
+    router
+        .merge(openapi::router(document))
+        .route("/", get(playground::playground))
+        .fallback(|| async { Problem::new(Reason::NotFound, "no such route; see /docs") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Reason::MethodNotAllowed, "see the `Allow` header, or /docs")
+        })
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&state),
+            layers::observe,
+        ))
+        .with_state(state)
+}
+
+/// The payload is not looked at: it may quote a text.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    Problem::internal().into_response()
+}

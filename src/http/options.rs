@@ -1,0 +1,223 @@
+//! What a request to `/detoxify` says, and its check: raw JSON in, a `Job` that can't be wrong out.
+
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::{
+    limits::check_length,
+    problem::{FieldError, Problem},
+    state::AppState,
+};
+use crate::{
+    adapters::AdapterRef,
+    pipeline::{self, MAX_CANDIDATES, Options, Strength, Threshold},
+};
+
+/// Most texts in one request.
+pub const MAX_TEXTS: usize = 64;
+
+/// Texts to make milder, and how. Exactly one of `text` and `texts` is given.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "text": "You are an idiot. The file is missing a semicolon." }))]
+pub struct DetoxifyRequest {
+    /// One text; the answer is one result. Not empty, at most `max_text_chars` of the service long.
+    #[schema(min_length = 1)]
+    text: Option<String>,
+    /// Several texts; the answer is `results`, in the same order.
+    #[schema(min_items = 1, max_items = 64)]
+    texts: Option<Vec<String>>,
+    /// A sentence is acted on when its toxicity is above this.
+    #[schema(minimum = 0, maximum = 1)]
+    threshold: Option<f32>,
+    /// What is done when a sentence is toxic.
+    action: Option<Action>,
+    /// Adapter that rewrites: `name` for its newest version, or `name@version`.
+    #[schema(example = "default@1")]
+    adapter: Option<String>,
+    /// Scale of the adapter: 0 is the bare base model, 1 the adapter as trained.
+    #[schema(minimum = 0, maximum = 2)]
+    strength: Option<f32>,
+    /// Rewrites drawn for each toxic sentence, of which the best verified one is taken.
+    #[schema(minimum = 1, maximum = 16)]
+    candidates: Option<usize>,
+    /// Seed of the sampling; the same seed and request give the same answer.
+    seed: Option<u64>,
+    /// How the text is written; in Markdown, code, links and quotes are left alone.
+    format: Option<Format>,
+    /// Time for this request in milliseconds; more than the service's own timeout counts as that.
+    #[schema(minimum = 1)]
+    timeout_ms: Option<u64>,
+}
+
+/// What is done when a sentence is toxic: `rewrite` it, `annotate` it in `segments` only, or
+/// `block` the whole text.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    /// It is rewritten.
+    Rewrite,
+    /// It is left as it is and reported in `segments`.
+    Annotate,
+    /// The whole text is withheld: the answer's `text` is empty.
+    Block,
+}
+
+/// How a text is written.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    /// Plain text.
+    Plain,
+    /// Markdown.
+    Markdown,
+}
+
+/// A checked request.
+pub struct Job {
+    /// What to make milder.
+    pub input: Input,
+    /// How.
+    pub options: Options,
+    /// Until when.
+    pub deadline: Instant,
+}
+
+/// One text or several; the answer has the same shape.
+#[derive(Debug)]
+pub enum Input {
+    /// One text.
+    One(String),
+    /// Several texts.
+    Many(Vec<String>),
+}
+
+impl DetoxifyRequest {
+    /// Checks every field and leases the adapter. `arrived` is when the request's time began.
+    ///
+    /// # Errors
+    /// 413 for a text that is too long, else 422 with all fields that are wrong, 503 while loading.
+    pub fn check(self, state: &AppState, arrived: Instant) -> Result<Job, Problem> {
+        let max_chars = state.limits.max_text_chars;
+        if let Some(text) = &self.text {
+            check_length("text", text, max_chars)?;
+        }
+        for (index, text) in self.texts.iter().flatten().enumerate() {
+            check_length(&format!("texts[{index}]"), text, max_chars)?;
+        }
+
+        let mut errors = Errors::default();
+        let input = input(self.text, self.texts, &mut errors);
+        let threshold = errors.check("threshold", self.threshold.map(Threshold::new));
+        let strength = errors.check("strength", self.strength.map(Strength::new));
+        let adapter = errors.check(
+            "adapter",
+            self.adapter.map(|name| name.parse::<AdapterRef>()),
+        );
+        if self
+            .candidates
+            .is_some_and(|n| !(1..=MAX_CANDIDATES).contains(&n))
+        {
+            errors.add("candidates", "must be a number from 1 to 16");
+        }
+        if self.timeout_ms == Some(0) {
+            errors.add("timeout_ms", "must be at least 1");
+        }
+        let input = errors.finish(input)?;
+
+        let service = state.service()?;
+        let lease = service.residents.lease(adapter.as_ref())?;
+        let timeout = self
+            .timeout_ms
+            .map_or(state.limits.timeout, Duration::from_millis)
+            .min(state.limits.timeout);
+        let deadline = arrived + timeout;
+
+        let mut options = state.policy.options(lease);
+        options.deadline = Some(deadline);
+        options.threshold = threshold.unwrap_or(options.threshold);
+        options.strength = strength.unwrap_or(options.strength);
+        options.candidates = self.candidates.unwrap_or(options.candidates);
+        options.seed = self.seed.unwrap_or(options.seed);
+        options.action = self.action.map_or(options.action, Into::into);
+        options.format = self.format.map_or(options.format, Into::into);
+        Ok(Job {
+            input,
+            options,
+            deadline,
+        })
+    }
+}
+
+fn input(text: Option<String>, texts: Option<Vec<String>>, errors: &mut Errors) -> Option<Input> {
+    match (text, texts) {
+        (Some(text), None) => {
+            if text.is_empty() {
+                errors.add("text", "must not be empty");
+            }
+            Some(Input::One(text))
+        }
+        (None, Some(texts)) => {
+            if texts.is_empty() || texts.len() > MAX_TEXTS {
+                errors.add(
+                    "texts",
+                    format!("has {} texts, must have 1 to 64", texts.len()),
+                );
+            }
+            for (index, _) in texts.iter().enumerate().filter(|(_, text)| text.is_empty()) {
+                errors.add(&format!("texts[{index}]"), "must not be empty");
+            }
+            Some(Input::Many(texts))
+        }
+        (Some(_), Some(_)) => {
+            errors.add("texts", "give either `text` or `texts`, not both");
+            None
+        }
+        (None, None) => {
+            errors.add("text", "is missing; give `text` or `texts`");
+            None
+        }
+    }
+}
+
+/// The fields found wrong so far: a client gets all at once.
+#[derive(Default)]
+struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn add(&mut self, field: &str, detail: impl ToString) {
+        self.0.push(FieldError::new(field, detail));
+    }
+
+    fn check<T, E: ToString>(&mut self, field: &str, value: Option<Result<T, E>>) -> Option<T> {
+        value?.map_err(|error| self.add(field, error)).ok()
+    }
+
+    fn finish<T>(self, value: Option<T>) -> Result<T, Problem> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(Problem::invalid(self.0)),
+        }
+    }
+}
+
+impl From<Action> for pipeline::Action {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Rewrite => Self::Rewrite,
+            Action::Annotate => Self::Annotate,
+            Action::Block => Self::Block,
+        }
+    }
+}
+
+impl From<Format> for pipeline::Format {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Plain => Self::Plain,
+            Format::Markdown => Self::Markdown,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! `POST /score`.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    body::JsonBody,
+    limits::{check_length, until},
+    problem::{FieldError, Problem, TextProblems},
+    state::AppState,
+};
+
+/// A text to score.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({ "text": "You are an idiot." }))]
+pub struct ScoreRequest {
+    /// The text. Not empty, at most `max_text_chars` of the service long.
+    #[schema(min_length = 1)]
+    text: String,
+}
+
+/// How toxic a text is, and how likely the model finds it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ScoreResponse {
+    /// Probability that the text is toxic.
+    #[schema(minimum = 0, maximum = 1)]
+    toxicity: f32,
+    /// Perplexity of the text.
+    perplexity: Perplexity,
+    /// Tokens of the text.
+    tokens: usize,
+}
+
+/// Perplexity of a text: exp of the mean negative log-likelihood of its tokens from the second on.
+/// Null for a text of fewer than two tokens.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Perplexity {
+    /// Under the bare base model.
+    base: Option<f32>,
+    /// Under the active adapter.
+    adapter: Option<f32>,
+}
+
+/// Score a text
+///
+/// Toxicity of a text and its perplexity under the base model and under the active adapter.
+/// Nothing is rewritten.
+#[utoipa::path(
+    post,
+    path = "/score",
+    tag = "texts",
+    request_body = ScoreRequest,
+    responses((status = 200, description = "The scores", body = ScoreResponse), TextProblems)
+)]
+pub async fn score(
+    State(state): State<Arc<AppState>>,
+    JsonBody(request): JsonBody<ScoreRequest>,
+) -> Result<Json<ScoreResponse>, Problem> {
+    let deadline = Instant::now() + state.limits.timeout;
+    check_length("text", &request.text, state.limits.max_text_chars)?;
+    if request.text.is_empty() {
+        return Err(Problem::invalid(vec![FieldError::new(
+            "text",
+            "must not be empty",
+        )]));
+    }
+    let _permit = state.admission.admit()?;
+    let service = state.service()?;
+    let adapter = service.residents.lease(None)?;
+    let perplexity = until(deadline, async {
+        Ok(service
+            .perplexity
+            .perplexity(&request.text, &adapter)
+            .await?)
+    })
+    .await?;
+    Ok(Json(ScoreResponse {
+        toxicity: service.toxicity.score(&request.text),
+        perplexity: Perplexity {
+            base: Some(perplexity.base).filter(|value| value.is_finite()),
+            adapter: Some(perplexity.adapter).filter(|value| value.is_finite()),
+        },
+        tokens: perplexity.tokens,
+    }))
+}

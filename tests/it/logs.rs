@@ -1,0 +1,74 @@
+//! What users write is in no log line, whatever happens to it.
+
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex},
+};
+
+use serde_json::json;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::support::{
+    app::App,
+    fake::{FAIL, PANIC, TOXIC},
+};
+
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Captured {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn no_text_is_logged() {
+    let captured = Captured::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(captured.clone())
+        .with_ansi(false)
+        .with_max_level(tracing::Level::TRACE)
+        .finish();
+    // One thread, so that it is this subscriber everything goes to.
+    let _guard = tracing::subscriber::set_default(subscriber);
+
+    let app = App::new();
+    app.detoxify(json!({ "text": TOXIC })).await.ok();
+    app.detoxify(json!({ "texts": [TOXIC, "Nothing to report here."] }))
+        .await
+        .ok();
+    app.detoxify(json!({ "text": FAIL })).await.problem(500);
+    app.detoxify(json!({ "text": PANIC })).await.problem(500);
+    app.detoxify(json!({ "text": TOXIC, "action": "report" }))
+        .await
+        .problem(422);
+    app.post("/detoxify", format!("{{\"text\": \"{TOXIC}"))
+        .await
+        .problem(400);
+    app.post("/score", json!({ "text": TOXIC }).to_string())
+        .await
+        .ok();
+    app.get("/report?text=report").await.problem(404);
+
+    let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches("answered").count(), 8, "{log}");
+    assert!(
+        log.contains("no more memory"),
+        "the reason of a failure is logged: {log}"
+    );
+    assert!(!log.contains("report") && !log.contains("idiot"), "{log}");
+}

@@ -1,0 +1,14 @@
+//! Behaviour of the service through its router, and of `detoxd rewrite`, with a rewriter whose
+//! answers are known. No model is needed.
+
+mod bad_input;
+mod cli;
+mod detoxify;
+mod limits;
+mod logs;
+mod operations;
+mod rewrite;
+mod score;
+mod shutdown;
+mod stream;
+mod support;
