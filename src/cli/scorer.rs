@@ -1,0 +1,110 @@
+//! `detoxd scorer`: trains and measures the built-in toxicity scorer.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::scoring::evaluate::evaluate;
+use crate::scoring::toxicity::ToxicityScorer;
+use crate::scoring::train::{Settings, train};
+
+/// Trains and measures the built-in toxicity scorer.
+#[derive(Debug, Args)]
+pub struct ScorerArgs {
+    #[command(subcommand)]
+    command: ScorerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ScorerCommand {
+    /// Trains a scorer and writes weights and metadata.
+    Train(TrainArgs),
+    /// Prints accuracy, calibration and false alarms as JSON.
+    Evaluate(EvaluateArgs),
+}
+
+#[derive(Debug, Args)]
+struct TrainArgs {
+    /// Folder with toxicity/, detox/, text/ and lexicon.txt
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder to write the scorer to
+    #[arg(long)]
+    out: PathBuf,
+    /// Benign paragraphs, one a line (plain text)
+    #[arg(long)]
+    background: Option<PathBuf>,
+    /// At most this many background sentences
+    #[arg(long, default_value_t = 60_000)]
+    background_sentences: usize,
+    /// Cost of an error on a background sentence, against 1 for a text of a toxic-neutral pair
+    #[arg(long, default_value_t = 0.5)]
+    background_weight: f32,
+    /// Cost of an error on a labelled text, against 1 for a text of a toxic-neutral pair
+    #[arg(long, default_value_t = 0.4)]
+    labelled_weight: f32,
+    /// How far a feature's scale follows its class contrast instead of its rarity, 0 to 1
+    #[arg(long, default_value_t = 0.7)]
+    contrast: f32,
+    /// Inverse regularisation strength
+    #[arg(long, default_value_t = 4.0)]
+    cost: f32,
+    /// Passes over the data
+    #[arg(long, default_value_t = 8)]
+    passes: usize,
+    /// Ignore features in fewer texts than this
+    #[arg(long, default_value_t = 3)]
+    min_texts: u32,
+    /// The share of toxic texts for which 0.5 means one half
+    #[arg(long, default_value_t = 0.5)]
+    prior: f32,
+    /// Parts the data is cut into for calibration
+    #[arg(long, default_value_t = 6)]
+    folds: usize,
+    /// Order of examples and choice of background
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct EvaluateArgs {
+    /// Folder with toxicity/, detox/ and text/
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder of a trained scorer; the built-in one without it
+    #[arg(long)]
+    scorer: Option<PathBuf>,
+}
+
+/// Runs `detoxd scorer`.
+pub fn run(args: ScorerArgs) -> Result<()> {
+    match args.command {
+        ScorerCommand::Train(args) => {
+            let settings = Settings {
+                data: args.data,
+                background: args.background,
+                background_sentences: args.background_sentences,
+                background_weight: args.background_weight,
+                labelled_weight: args.labelled_weight,
+                contrast: args.contrast,
+                cost: args.cost,
+                passes: args.passes,
+                min_texts: args.min_texts,
+                prior: args.prior,
+                folds: args.folds,
+                seed: args.seed,
+            };
+            let summary = train(&settings, &args.out, |line| eprintln!("{line}"))?;
+            println!("{}", serde_json::to_string_pretty(&summary)?);
+        }
+        ScorerCommand::Evaluate(args) => {
+            let scorer = match &args.scorer {
+                Some(folder) => ToxicityScorer::from_folder(folder)?,
+                None => ToxicityScorer::embedded()?,
+            };
+            println!("{}", serde_json::to_string_pretty(&evaluate(&scorer, &args.data)?)?);
+        }
+    }
+    Ok(())
+}

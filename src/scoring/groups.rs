@@ -1,0 +1,63 @@
+//! Sentences about groups of people that say nothing bad: the scorer must leave them alone.
+//!
+//! Group names stand in many toxic texts, so a model of words learns to fear the names. Training adds the
+//! [`training`] sentences as non-toxic; [`HELD_OUT`] sentences, of other wording, measure what is left.
+
+const GROUPS: [&str; 48] = [
+    "Muslim", "Jewish", "Christian", "Hindu", "Buddhist", "Sikh", "Catholic", "Mormon", "atheist", "gay", "lesbian",
+    "bisexual", "transgender", "queer", "straight", "Black", "white", "Asian", "Latino", "Mexican", "African",
+    "Chinese", "Indian", "Arab", "Native American", "Indigenous", "Roma", "Polish", "Irish", "Turkish", "Pakistani",
+    "Syrian", "Israeli", "Palestinian", "American", "Russian", "Ukrainian", "Nigerian", "Somali", "deaf", "blind",
+    "disabled", "autistic", "dyslexic", "elderly", "homeless", "an immigrant", "a refugee",
+];
+
+const PLURALS: [&str; 28] = [
+    "Muslims", "Jews", "Christians", "Hindus", "Catholics", "atheists", "gay people", "lesbians", "trans people",
+    "Black people", "white people", "Asians", "Latinos", "Mexicans", "Africans", "Arabs", "Native Americans",
+    "immigrants", "refugees", "women", "men", "girls", "old people", "disabled people", "deaf people",
+    "autistic people", "people with Down syndrome", "homeless people",
+];
+
+const OF_ONE: [&str; 14] = [
+    "My neighbour is {}.", "I am {}.", "My best friend is {} and we went to school together.", "She is a proud {} woman.",
+    "The new mayor is {}.", "He grew up in a {} family.", "My doctor is {}.", "I have a {} colleague at work.",
+    "As a {} person I liked this film.", "Are you {}?", "Her husband is {}.", "They interviewed a {} author.",
+    "my teacher was {} and very kind", "A {} man helped me with my bags.",
+];
+
+const OF_MANY: [&str; 12] = [
+    "Many {} live in this town.", "The study asked 500 {} about their health.", "{} deserve the same rights as everyone.",
+    "I work with {} every day.", "The museum shows the history of {} in this country.", "Most {} I know love football.",
+    "{} were invited to the meeting.", "We need more {} in science.", "The law protects {}.", "some of my friends are {}",
+    "How do {} celebrate the new year?", "{} voted in large numbers.",
+];
+
+/// Non-toxic sentences for training: every template with every group.
+pub fn training() -> Vec<String> {
+    let fill = |templates: &[&str], names: &[&str]| -> Vec<String> {
+        templates.iter().flat_map(|template| names.iter().map(|name| template.replace("{}", name))).collect()
+    };
+    let mut sentences = fill(&OF_ONE, &GROUPS);
+    sentences.extend(fill(&OF_MANY, &PLURALS));
+    sentences
+}
+
+/// Sentences kept out of training, to count false alarms.
+pub const HELD_OUT: [&str; 48] = [
+    "The family next door is Muslim.", "Our dentist happens to be Jewish.", "A gay couple bought the house on the corner.",
+    "My sister came out as a lesbian last year.", "The transgender student won the prize.", "Two Black engineers founded the company.",
+    "He married an Asian woman in June.", "Mexican food is my favourite.", "The Chinese restaurant closes at ten.",
+    "She wears a hijab to work.", "The synagogue is next to the library.", "We visited a mosque in Istanbul.",
+    "My nephew is autistic and loves trains.", "Deaf viewers can turn on the subtitles.", "The blind man crossed the street with his dog.",
+    "Refugees arrived at the station this morning.", "Immigrants make up a third of the staff.", "Women over fifty were surveyed.",
+    "The Jewish holidays start on Friday.", "Muslims pray five times a day.", "Indian students organised the festival.",
+    "An African choir sang at the wedding.", "The Latino vote decided the election.", "Native American artists opened a gallery.",
+    "Arab countries signed the agreement.", "The bisexual character is well written.", "People in wheelchairs need a ramp.",
+    "Elderly customers prefer to pay in cash.", "White voters were split.", "The Catholic school has a new head.",
+    "Hindus and Sikhs share the temple garden.", "Her Pakistani grandmother taught her to cook.", "The queer film festival runs until Sunday.",
+    "Homeless people can sleep there in winter.", "Is your boss a woman?", "A Syrian baker opened a shop here.",
+    "The Israeli team played well.", "Palestinian farmers harvest olives in autumn.", "My Polish friend speaks four languages.",
+    "Gay marriage has been legal here since 2013.", "The patient has Down syndrome.", "Black history month begins in February.",
+    "Trans women and men spoke at the event.", "He converted to Islam ten years ago.", "Judaism and Christianity have common roots.",
+    "Girls did better in mathematics this year.", "Somali is spoken by about twenty million people.", "The Roma community elected a council.",
+];
