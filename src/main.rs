@@ -61,9 +61,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn in_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(work);
     // What was given its time to finish and did not is not waited for again.
     runtime.shutdown_background();
@@ -79,14 +77,12 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
     let state = AppState::new(config.server.limits, config.policy, metrics);
-    let listener = TcpListener::bind(config.server.listen)
-        .await
-        .with_context(|| {
-            format!(
-                "cannot listen on {}; choose another with --listen",
-                config.server.listen
-            )
-        })?;
+    let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another with --listen",
+            config.server.listen
+        )
+    })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening, loading the model");
     let serving = tokio::spawn(server::serve(

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 
 use crate::{adapters::AdapterVersion, pipeline::Detoxified};
@@ -13,8 +13,8 @@ use crate::{adapters::AdapterVersion, pipeline::Detoxified};
 /// Bounds for times of a request, in seconds: a neutral text takes well under a millisecond, a
 /// rewrite tens to hundreds, a long text seconds, and 30 s is the default timeout.
 const SECONDS: &[f64] = &[
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0,
-    10.0, 20.0, 30.0, 60.0,
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0,
+    60.0,
 ];
 
 /// Bounds for probabilities; the default threshold, 0.5, is one of them.
@@ -46,10 +46,7 @@ impl Metrics {
         let registry = Registry::new();
         let build = register(
             &registry,
-            IntGaugeVec::new(
-                Opts::new("detoxd_build_info", "Version of this program."),
-                &["version"],
-            )?,
+            IntGaugeVec::new(Opts::new("detoxd_build_info", "Version of this program."), &["version"])?,
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         register(
@@ -61,9 +58,7 @@ impl Metrics {
         )?
         .set(i64::try_from(capacity).unwrap_or(i64::MAX));
         #[cfg(target_os = "linux")]
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
             requests: register(
                 &registry,
@@ -101,39 +96,27 @@ impl Metrics {
             )?,
             running: register(
                 &registry,
-                IntGauge::new(
-                    "detoxd_requests_running",
-                    "Requests admitted and not yet answered.",
-                )?,
+                IntGauge::new("detoxd_requests_running", "Requests admitted and not yet answered.")?,
             )?,
             rejected: register(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new(
-                        "detoxd_requests_rejected_total",
-                        "Requests refused or failed.",
-                    ),
+                    Opts::new("detoxd_requests_rejected_total", "Requests refused or failed."),
                     &["reason"],
                 )?,
             )?,
             sentences: register(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new(
-                        "detoxd_sentences_total",
-                        "Sentences by what was done to them.",
-                    ),
+                    Opts::new("detoxd_sentences_total", "Sentences by what was done to them."),
                     &["action"],
                 )?,
             )?,
             toxicity: register(
                 &registry,
                 HistogramVec::new(
-                    HistogramOpts::new(
-                        "detoxd_sentence_toxicity",
-                        "Toxicity of sentences before and after.",
-                    )
-                    .buckets(PROBABILITY.to_vec()),
+                    HistogramOpts::new("detoxd_sentence_toxicity", "Toxicity of sentences before and after.")
+                        .buckets(PROBABILITY.to_vec()),
                     &["stage"],
                 )?,
             )?,
@@ -172,12 +155,8 @@ impl Metrics {
 
     /// Counts an answer.
     pub fn answered(&self, route: &str, status: u16, elapsed: Duration) {
-        self.requests
-            .with_label_values(&[route, &status.to_string()])
-            .inc();
-        self.duration
-            .with_label_values(&[route])
-            .observe(elapsed.as_secs_f64());
+        self.requests.with_label_values(&[route, &status.to_string()]).inc();
+        self.duration.with_label_values(&[route]).observe(elapsed.as_secs_f64());
     }
 
     /// Counts a refusal or failure by the kind of its problem.
@@ -188,9 +167,7 @@ impl Metrics {
     /// Counts what was done to a text.
     pub fn detoxified(&self, result: &Detoxified) {
         for segment in &result.segments {
-            self.sentences
-                .with_label_values(&[segment.action.name()])
-                .inc();
+            self.sentences.with_label_values(&[segment.action.name()]).inc();
             let toxicity = &segment.toxicity;
             self.toxicity
                 .with_label_values(&["before"])
@@ -200,9 +177,7 @@ impl Metrics {
                 .observe(toxicity.output.into());
         }
         for reason in &result.rejections {
-            self.candidates_rejected
-                .with_label_values(&[reason.name()])
-                .inc();
+            self.candidates_rejected.with_label_values(&[reason.name()]).inc();
         }
         if result.usage.prompt_tokens > 0 {
             self.queue.observe(result.queue.as_secs_f64());
@@ -222,9 +197,7 @@ impl Metrics {
         let full = version.to_string();
         let (name, number) = full.rsplit_once('@').unwrap_or((&full, "0"));
         self.adapter.reset();
-        self.adapter
-            .with_label_values(&[name, number, "active"])
-            .set(1);
+        self.adapter.with_label_values(&[name, number, "active"]).set(1);
     }
 
     /// All metrics as Prometheus' text format.
@@ -240,10 +213,7 @@ fn seconds(name: &str, help: &str) -> HistogramOpts {
     HistogramOpts::new(name, help).buckets(SECONDS.to_vec())
 }
 
-fn register<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: C,
-) -> Result<C, prometheus::Error> {
+fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -15,25 +15,16 @@ use regex::Regex;
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("http", &["cli"]),
     ("pipeline", &["cli", "http", "train", "jobs"]),
-    (
-        "engine",
-        &["cli", "http", "config", "pipeline", "scoring", "train"],
-    ),
+    ("engine", &["cli", "http", "config", "pipeline", "scoring", "train"]),
     (
         "model",
         &[
             "cli", "http", "config", "pipeline", "engine", "scoring", "train", "adapters",
         ],
     ),
-    (
-        "scoring",
-        &["cli", "http", "config", "engine", "train", "pipeline"],
-    ),
+    ("scoring", &["cli", "http", "config", "engine", "train", "pipeline"]),
     ("train", &["cli", "http", "config", "engine"]),
-    (
-        "adapters",
-        &["cli", "http", "config", "pipeline", "engine", "train"],
-    ),
+    ("adapters", &["cli", "http", "config", "pipeline", "engine", "train"]),
 ];
 
 /// A dependency that points up on purpose: file, room, why.
@@ -47,11 +38,7 @@ const MAX_LINES: usize = 500;
 
 #[test]
 fn rooms_depend_downwards() {
-    report(
-        sources()
-            .iter()
-            .flat_map(|file| upward(&file.path, &file.code)),
-    );
+    report(sources().iter().flat_map(|file| upward(&file.path, &file.code)));
 }
 
 #[test]
@@ -73,14 +60,7 @@ fn only_the_command_line_prints() {
         sources()
             .iter()
             .filter(|file| !file.path.starts_with("src/cli/") && file.path != "src/main.rs")
-            .flat_map(|file| {
-                matches(
-                    &file.path,
-                    &file.code,
-                    r"\b(e?print(ln)?|dbg)!",
-                    "use tracing",
-                )
-            }),
+            .flat_map(|file| matches(&file.path, &file.code, r"\b(e?print(ln)?|dbg)!", "use tracing")),
     );
 }
 
@@ -115,8 +95,8 @@ fn every_decision_is_listed() {
         .collect();
     names.sort();
     report(names.iter().enumerate().flat_map(|(number, name)| {
-        let unlisted = (!index.contains(&format!("]({name})")))
-            .then(|| format!("docs/decisions/{name} is not in its README.md"));
+        let unlisted =
+            (!index.contains(&format!("]({name})"))).then(|| format!("docs/decisions/{name} is not in its README.md"));
         let misnumbered = (!name.starts_with(&format!("{:04}-", number + 1)))
             .then(|| format!("docs/decisions/{name} should be number {:04}", number + 1));
         unlisted.into_iter().chain(misnumbered)
@@ -153,17 +133,8 @@ fn upward(path: &str, code: &str) -> Vec<String> {
     named_rooms(code)
         .into_iter()
         .filter(|(_, name)| forbidden.contains(&name.as_str()))
-        .filter(|(_, name)| {
-            !EXCEPTIONS
-                .iter()
-                .any(|(file, room, _)| *file == path && room == name)
-        })
-        .map(|(at, name)| {
-            format!(
-                "{path}:{}: `{room}` must not know `{name}`",
-                line_of(code, at)
-            )
-        })
+        .filter(|(_, name)| !EXCEPTIONS.iter().any(|(file, room, _)| *file == path && room == name))
+        .map(|(at, name)| format!("{path}:{}: `{room}` must not know `{name}`", line_of(code, at)))
         .collect()
 }
 
@@ -187,10 +158,7 @@ fn named_rooms(code: &str) -> Vec<(usize, String)> {
         rooms.push((group.start(), name));
     }
     for (_, name) in &mut rooms {
-        let first = name
-            .trim()
-            .split(|c: char| !c.is_alphanumeric() && c != '_')
-            .next();
+        let first = name.trim().split(|c: char| !c.is_alphanumeric() && c != '_').next();
         *name = first.unwrap().to_owned();
     }
     rooms
@@ -207,12 +175,7 @@ fn machine_bound(path: &str, text: &str) -> Vec<String> {
         "js.org",
     ]
     .concat();
-    let folders = [
-        "(^|[^[:alnum:]._~/-])/(wo",
-        "rk|home/[a-z]|ro",
-        "ot|Users/[A-Za-z])/",
-    ]
-    .concat();
+    let folders = ["(^|[^[:alnum:]._~/-])/(wo", "rk|home/[a-z]|ro", "ot|Users/[A-Za-z])/"].concat();
     let mut found = matches(path, text, &hosts, "names a registry's host");
     found.extend(matches(
         path,
@@ -265,16 +228,9 @@ fn sources() -> Vec<SourceFile> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
-            let path = path
-                .strip_prefix(root())
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .to_owned();
+            let path = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
             // A file of tests is declared under cfg(test) by its parent.
-            let is_test = path.ends_with("/tests.rs")
-                || path.ends_with("/testing.rs")
-                || path.contains("/tests/");
+            let is_test = path.ends_with("/tests.rs") || path.ends_with("/testing.rs") || path.contains("/tests/");
             let code = if is_test {
                 String::new()
             } else {
@@ -299,13 +255,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
 /// Files that git holds or would hold. None where there is no git: then a release archive is being tested, made from checked files.
 fn committed() -> Vec<String> {
     let listed = Command::new("git")
-        .args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ])
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
         .output();
     match listed {
@@ -326,8 +276,7 @@ fn code_only(text: &str) -> String {
         r"b?'(?:[^'\\\n]|\\[^\n][^'\n]*)'",
     ))
     .unwrap();
-    let blank =
-        |found: &regex::Captures| found[0].chars().filter(|c| *c == '\n').collect::<String>();
+    let blank = |found: &regex::Captures| found[0].chars().filter(|c| *c == '\n').collect::<String>();
     literals.replace_all(text, blank).into_owned()
 }
 
@@ -361,7 +310,8 @@ fn item_end(item: &str) -> usize {
 
 #[test]
 fn the_rules_find_what_they_are_for() {
-    let upward_use = "use std::fs;\nuse crate::{model::{Decoder, http}, pipeline::Options};\nfn f() { crate::http::g() }";
+    let upward_use =
+        "use std::fs;\nuse crate::{model::{Decoder, http}, pipeline::Options};\nfn f() { crate::http::g() }";
     assert_eq!(
         upward("src/engine/batch.rs", upward_use),
         [
@@ -371,21 +321,12 @@ fn the_rules_find_what_they_are_for() {
     );
     assert_eq!(upward("src/tasks/reap.rs", "crate::http::g()").len(), 1);
     assert!(upward("src/cli/serve.rs", upward_use).is_empty());
-    assert!(
-        upward(
-            "src/scoring/perplexity.rs",
-            "use crate::pipeline::RewriteError;"
-        )
-        .is_empty()
-    );
+    assert!(upward("src/scoring/perplexity.rs", "use crate::pipeline::RewriteError;").is_empty());
 
     let code = code_only(
         "let a = \"x.unwrap()\"; // .unwrap()\nlet b = '\"'; c.unwrap(); /* \n */ let l: &'a str = r#\"{\"#;",
     );
-    assert_eq!(
-        matches("a.rs", &code, r"\.unwrap\(", "no"),
-        ["a.rs:2: `.unwrap(`: no"]
-    );
+    assert_eq!(matches("a.rs", &code, r"\.unwrap\(", "no"), ["a.rs:2: `.unwrap(`: no"]);
     assert_eq!(code.matches('\n').count(), 2);
 
     let tested = "fn a() {}\n#[cfg(test)]\nmod tests { fn b() { c.unwrap() } }\n#[cfg(test)]\nuse d;\nfn e() {}";
@@ -393,9 +334,6 @@ fn the_rules_find_what_they_are_for() {
 
     let folder = ["see /wo", "rk/data"].concat();
     assert_eq!(machine_bound("a.md", &folder).len(), 1);
-    assert_eq!(
-        machine_bound("a.md", &["https://crates", ".io/x"].concat()).len(),
-        1
-    );
+    assert_eq!(machine_bound("a.md", &["https://crates", ".io/x"].concat()).len(), 1);
     assert!(machine_bound("a.md", "https://example.com/work/root/").is_empty());
 }

@@ -19,12 +19,18 @@ struct Resident {
 impl AdapterLease {
     /// A lease on the bare base model.
     pub fn none() -> Self {
-        Self(Arc::new(Resident { version: AdapterVersion::none(), adapter: None }))
+        Self(Arc::new(Resident {
+            version: AdapterVersion::none(),
+            adapter: None,
+        }))
     }
 
     /// A lease on an adapter that is loaded.
     pub fn new(version: AdapterVersion, adapter: Arc<LoraModel>) -> Self {
-        Self(Arc::new(Resident { version, adapter: Some(adapter) }))
+        Self(Arc::new(Resident {
+            version,
+            adapter: Some(adapter),
+        }))
     }
 
     /// Which version it pins.
@@ -78,10 +84,16 @@ impl Residents {
             return Ok(self.active.clone());
         };
         let loaded = || std::iter::once(&self.active).chain(&self.others);
-        loaded().find(|lease| lease.version().answers_to(wanted)).cloned().ok_or_else(|| UnknownAdapter {
-            wanted: wanted.clone(),
-            loaded: loaded().map(|lease| lease.version().to_string()).collect::<Vec<_>>().join(", "),
-        })
+        loaded()
+            .find(|lease| lease.version().answers_to(wanted))
+            .cloned()
+            .ok_or_else(|| UnknownAdapter {
+                wanted: wanted.clone(),
+                loaded: loaded()
+                    .map(|lease| lease.version().to_string())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 }
 

@@ -29,7 +29,10 @@ static SHIPPED: [ShippedAdapter; 1] = [ShippedAdapter {
 impl ShippedAdapter {
     /// The newest shipped adapter that `wanted` means.
     pub fn find(wanted: &AdapterRef) -> Option<&'static Self> {
-        SHIPPED.iter().rev().find(|shipped| shipped.version().answers_to(wanted))
+        SHIPPED
+            .iter()
+            .rev()
+            .find(|shipped| shipped.version().answers_to(wanted))
     }
 
     /// What it is called.

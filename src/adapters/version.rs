@@ -13,7 +13,10 @@ pub struct AdapterVersion {
 impl AdapterVersion {
     /// Version `number` of the adapter `name`.
     pub fn new(name: impl Into<String>, number: u32) -> Self {
-        Self { name: name.into(), number }
+        Self {
+            name: name.into(),
+            number,
+        }
     }
 
     /// What the bare base model is called.
@@ -76,7 +79,10 @@ impl FromStr for AdapterRef {
         if name.is_empty() || !name.chars().all(allowed) {
             return Err(ParseAdapterRefError);
         }
-        Ok(Self { name: name.to_owned(), number })
+        Ok(Self {
+            name: name.to_owned(),
+            number,
+        })
     }
 }
 
@@ -87,7 +93,12 @@ mod tests {
     #[test]
     fn names_with_and_without_a_version() {
         let version = AdapterVersion::new("default", 3);
-        for (text, answers) in [("default", true), ("default@3", true), ("default@2", false), ("other", false)] {
+        for (text, answers) in [
+            ("default", true),
+            ("default@3", true),
+            ("default@2", false),
+            ("other", false),
+        ] {
             let wanted: AdapterRef = text.parse().unwrap();
             assert_eq!(version.answers_to(&wanted), answers, "{text}");
             assert_eq!(wanted.to_string(), text);

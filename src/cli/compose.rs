@@ -4,11 +4,19 @@
 use std::sync::Arc;
 
 use crate::{
-    adapters::Residents,
-    config::ModelConfig,
+    adapters::{AdapterLease, AdapterVersion, Residents, ShippedAdapter},
+    config::{AdapterSource, ModelConfig, Quantize},
+    engine::{Engine, EngineConfig},
     http::Service,
-    pipeline::{Detoxifier, Rewriter},
-    scoring::{ScorerError, SimilarityScorer, ToxicityScorer, perplexity::PerplexityScorer},
+    model::{
+        Decoder,
+        catalogue::Catalogue,
+        lora::LoraModel,
+        weights::{ModelFiles, Purpose},
+    },
+    pipeline::{Detoxifier, LanguageModelRewriter, Rewriter},
+    prompt::RewritePrompt,
+    scoring::{ModelPerplexity, PerplexityScorer, ScorerError, SimilarityScorer, ToxicityScorer},
 };
 
 /// Why a service can't be put together. Every message says the next step.
@@ -25,20 +33,102 @@ pub enum ComposeError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The adapter can't be loaded.
+    #[error("cannot load the adapter `{adapter}`: {reason}")]
+    Adapter {
+        /// As it was asked for.
+        adapter: String,
+        /// Why, and what to do.
+        reason: String,
+    },
 }
 
-/// Loads the model and the adapter that `config` names. Takes seconds, on a first start minutes:
+/// Loads the model and the adapter that `config` names. Takes a second, on a first start as long as the download:
 /// call it off the async threads.
 ///
 /// # Errors
 /// When something that was asked for can't be had. Nothing else is taken in its place.
 pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
-    // model -> engine -> rewriter, perplexity, residents; then:
-    // Ok(assemble(rewriter, residents, perplexity)?)
-    Err(ComposeError::Model {
+    let failed = |reason: String| ComposeError::Model {
         model: config.model.clone(),
-        reason: "no model can be loaded yet".to_owned(),
-    })
+        reason,
+    };
+    let device = device(config.device).map_err(failed)?;
+    let path =
+        super::model_path(&config.model, config.cache_dir.as_deref()).map_err(|error| failed(format!("{error:#}")))?;
+    let load = || -> anyhow::Result<_> {
+        let files = ModelFiles::open(&path)?;
+        let tokenizer = Arc::new(files.tokenizer()?);
+        let prompt = RewritePrompt::new(&tokenizer)?;
+        let purpose = match config.quantize {
+            Quantize::Auto if device.is_cpu() => Purpose::ServeQuantized,
+            Quantize::Auto | Quantize::None => Purpose::ServeDense,
+        };
+        let decoder = files.load(purpose, &device)?;
+        Ok((tokenizer, prompt, decoder))
+    };
+    let (tokenizer, prompt, decoder) = load().map_err(|error| failed(format!("{error:#}")))?;
+    let adapter = adapter(config, &decoder)?;
+    let mut limits = EngineConfig::default();
+    if let Some(threads) = config.threads {
+        limits.threads = threads;
+    }
+    let engine = Engine::start(Arc::new(decoder), limits).map_err(|error| failed(error.to_string()))?;
+    let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
+    let name = path
+        .file_stem()
+        .map_or_else(|| config.model.clone(), |stem| stem.to_string_lossy().into_owned());
+    let name = if Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(&config.model).is_some()) {
+        config.model.clone()
+    } else {
+        name
+    };
+    let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
+    Ok(assemble(rewriter, Arc::new(Residents::new(adapter)), perplexity)?)
+}
+
+fn device(wanted: crate::config::Device) -> Result<candle_core::Device, String> {
+    match wanted {
+        crate::config::Device::Cpu => Ok(candle_core::Device::Cpu),
+        crate::config::Device::Cuda(number) => candle_core::Device::new_cuda(number).map_err(|error| {
+            format!(
+                "the device cuda:{number} can't be used ({error}); build with `--features cuda`, or use --device cpu"
+            )
+        }),
+    }
+}
+
+fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, ComposeError> {
+    let failed = |adapter: String, reason: String| ComposeError::Adapter { adapter, reason };
+    let (shape, device) = (decoder.config(), decoder.device());
+    match &config.adapter {
+        AdapterSource::None => Ok(AdapterLease::none()),
+        AdapterSource::Folder(folder) => {
+            let name = folder.file_name().map_or("local".into(), |name| name.to_string_lossy());
+            let name: String = name
+                .chars()
+                .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                .collect();
+            let adapter = LoraModel::load(folder, shape, device)
+                .map_err(|error| failed(folder.display().to_string(), error.to_string()))?;
+            Ok(AdapterLease::new(AdapterVersion::new(name, 1), adapter.into()))
+        }
+        AdapterSource::Named(wanted) => {
+            let shipped = ShippedAdapter::find(wanted).ok_or_else(|| {
+                failed(
+                    wanted.to_string(),
+                    "no such adapter is shipped; name a PEFT folder, or `none`".to_owned(),
+                )
+            })?;
+            shipped.load(shape, device).map_err(|error| {
+                let base = shipped.base();
+                failed(
+                    wanted.to_string(),
+                    format!("{error}; it was trained for {base}: use --model {base}, or --adapter none"),
+                )
+            })
+        }
+    }
 }
 
 /// A service around a rewriter, with the scorers of the binary. Tests give it one of their own.

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, RawConfig, file::FileDefaults};
+use crate::model::catalogue::{self, Catalogue, Progress};
 
 /// Rewrites toxic text into text with the same meaning and none of the toxicity.
 ///
@@ -61,7 +62,26 @@ pub enum UsageError {
 pub fn parse(args: Vec<OsString>) -> Result<Command, UsageError> {
     let command = FileDefaults::discover(&args)?.apply(Cli::command());
     let cli = Cli::from_arg_matches(&command.try_get_matches_from(args)?)?;
-    Ok(cli
-        .command
-        .unwrap_or_else(|| Command::Serve(Box::new(cli.serve))))
+    Ok(cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))))
+}
+
+/// The file or folder of a model: a path as it is, a name of the catalogue from the cache, fetched into it when it is not there.
+///
+/// # Errors
+/// When it is neither, or can't be fetched; with the next step.
+pub fn model_path(model: &str, cache: Option<&std::path::Path>) -> anyhow::Result<std::path::PathBuf> {
+    let catalogue = Catalogue::embedded()?;
+    let Some(entry) = catalogue.entry(model) else {
+        let path = std::path::PathBuf::from(model);
+        anyhow::ensure!(
+            path.exists(),
+            "{model} is neither a name that `detoxd model list` shows nor a file or folder that exists"
+        );
+        return Ok(path);
+    };
+    let cache = match cache {
+        Some(folder) => folder.to_owned(),
+        None => catalogue::cache_dir()?,
+    };
+    Ok(catalogue::pull(entry, &cache, Progress::auto())?)
 }

@@ -261,11 +261,7 @@ async fn first(running: &mut VecDeque<Running>) -> Result<Outcome, JoinError> {
 
 /// Waits and tries again where the engine has no room: unlike a client of the service, a pipe has
 /// all the time it needs.
-async fn patiently(
-    detoxifier: &Detoxifier,
-    line: &str,
-    options: &Options,
-) -> Result<Detoxified, DetoxifyError> {
+async fn patiently(detoxifier: &Detoxifier, line: &str, options: &Options) -> Result<Detoxified, DetoxifyError> {
     loop {
         match detoxifier.detoxify(line, options).await {
             Err(DetoxifyError::Rewrite(RewriteError::Overloaded { retry_after })) => {
@@ -311,9 +307,6 @@ mod tests {
     #[test]
     fn invalid_utf8_is_located() {
         let error = text_of(b"ab\xff\n".to_vec(), 7).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "line 7 is not UTF-8: its byte 2 is wrong"
-        );
+        assert_eq!(error.to_string(), "line 7 is not UTF-8: its byte 2 is wrong");
     }
 }

@@ -23,6 +23,9 @@ pub struct TrainArgs {
     /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
     #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
     model: String,
+    /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]
+    #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
+    cache_dir: Option<PathBuf>,
     /// Training data, JSON lines: {"anchor","positives","negatives"}, {"toxic","neutral"} or {"input","paraphrases","paraphrases_toxic"}
     #[arg(long)]
     data: PathBuf,
@@ -209,12 +212,12 @@ impl Hyperparameters {
 ///
 /// # Errors
 /// With what to change.
-pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
+pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let hyperparameters = &args.hyperparameters;
     if hyperparameters.epochs <= 0.0 || hyperparameters.gradient_accumulation == 0 || hyperparameters.tau <= 0.0 {
         bail!("epochs, gradient-accumulation and tau must be positive");
     }
-    let files = ModelFiles::open(&super::model_path(&args.model)?)?;
+    let files = ModelFiles::open(&super::model_path(&args.model, args.cache_dir.as_deref())?)?;
     let tokenizer = files.tokenizer()?;
     let prompt = RewritePrompt::new(&tokenizer)?;
     let examples = dataset::read(&args.data)?;

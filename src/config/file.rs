@@ -39,19 +39,12 @@ impl FileDefaults {
             source: Box::new(source),
         })?;
         let settings = RawConfig::augment_args(Command::new("settings"));
-        let is_setting = |key: &str| {
-            key != "config"
-                && settings
-                    .get_arguments()
-                    .any(|argument| argument.get_id() == key)
-        };
+        let is_setting =
+            |key: &str| key != "config" && settings.get_arguments().any(|argument| argument.get_id() == key);
         let mut values = BTreeMap::new();
         for (key, value) in table {
             if !is_setting(&key) {
-                return Err(ConfigError::UnknownKey {
-                    path: path.into(),
-                    key,
-                });
+                return Err(ConfigError::UnknownKey { path: path.into(), key });
             }
             let value = match value {
                 toml::Value::String(text) => text,
@@ -59,10 +52,7 @@ impl FileDefaults {
                 toml::Value::Float(number) => number.to_string(),
                 toml::Value::Boolean(truth) => truth.to_string(),
                 _ => {
-                    return Err(ConfigError::NotScalar {
-                        path: path.into(),
-                        key,
-                    });
+                    return Err(ConfigError::NotScalar { path: path.into(), key });
                 }
             };
             values.insert(key, value);
@@ -74,16 +64,12 @@ impl FileDefaults {
     /// subcommand's own argument of the same name is a setting's only if it reads the setting's
     /// environment variable.
     pub fn apply(&self, command: Command) -> Command {
-        let names: Vec<String> = command
-            .get_subcommands()
-            .map(|sub| sub.get_name().to_owned())
-            .collect();
+        let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
         let command = self.0.iter().fold(command, |command, (key, value)| {
             let variable = format!("DETOXD_{}", key.to_uppercase());
-            let takes = command.get_arguments().any(|argument| {
-                argument.get_id() == key.as_str()
-                    && argument.get_env() == Some(OsStr::new(&variable))
-            });
+            let takes = command
+                .get_arguments()
+                .any(|argument| argument.get_id() == key.as_str() && argument.get_env() == Some(OsStr::new(&variable)));
             if takes {
                 command.mut_arg(key, |argument| argument.default_value(value.clone()))
             } else {
@@ -125,35 +111,20 @@ mod tests {
             error.to_string(),
             "unknown key `threshhold` in detoxd.toml; `detoxd --help` lists the settings"
         );
-        assert!(matches!(
-            parse("config = \"x\""),
-            Err(ConfigError::UnknownKey { .. })
-        ));
+        assert!(matches!(parse("config = \"x\""), Err(ConfigError::UnknownKey { .. })));
         assert!(matches!(
             parse("[server]\nlisten = 1"),
             Err(ConfigError::UnknownKey { .. })
         ));
-        assert!(matches!(
-            parse("listen = [1]"),
-            Err(ConfigError::NotScalar { .. })
-        ));
-        assert!(matches!(
-            parse("listen = "),
-            Err(ConfigError::Malformed { .. })
-        ));
+        assert!(matches!(parse("listen = [1]"), Err(ConfigError::NotScalar { .. })));
+        assert!(matches!(parse("listen = "), Err(ConfigError::Malformed { .. })));
     }
 
     #[test]
     fn the_flag_is_found_in_both_spellings() {
         let args = |list: &[&str]| list.iter().map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(
-            flag(&args(&["detoxd", "serve", "--config", "a"])),
-            Some("a".into())
-        );
-        assert_eq!(
-            flag(&args(&["detoxd", "--config=a", "serve"])),
-            Some("a".into())
-        );
+        assert_eq!(flag(&args(&["detoxd", "serve", "--config", "a"])), Some("a".into()));
+        assert_eq!(flag(&args(&["detoxd", "--config=a", "serve"])), Some("a".into()));
         assert_eq!(flag(&args(&["detoxd", "--", "--config=a"])), None);
     }
 

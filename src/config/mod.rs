@@ -71,11 +71,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    fn invalid(
-        setting: &'static str,
-        value: impl std::fmt::Display,
-        reason: impl std::fmt::Display,
-    ) -> Self {
+    fn invalid(setting: &'static str, value: impl std::fmt::Display, reason: impl std::fmt::Display) -> Self {
         Self::Invalid {
             setting,
             value: value.to_string(),

@@ -138,10 +138,7 @@ mod tests {
     #[test]
     fn adapters() {
         assert_eq!(adapter("none").ok(), Some(AdapterSource::None));
-        assert_eq!(
-            adapter("./out/a").ok(),
-            Some(AdapterSource::Folder("./out/a".into()))
-        );
+        assert_eq!(adapter("./out/a").ok(), Some(AdapterSource::Folder("./out/a".into())));
         assert!(matches!(adapter("default@1"), Ok(AdapterSource::Named(_))));
         assert!(adapter("default@x").is_err());
     }

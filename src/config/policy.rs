@@ -49,11 +49,7 @@ impl TryFrom<PolicySettings> for Policy {
 
     fn try_from(raw: PolicySettings) -> Result<Self, ConfigError> {
         if !(1..=MAX_CANDIDATES).contains(&raw.candidates) {
-            return Err(ConfigError::invalid(
-                "candidates",
-                raw.candidates,
-                "must be 1 to 16",
-            ));
+            return Err(ConfigError::invalid("candidates", raw.candidates, "must be 1 to 16"));
         }
         Ok(Self {
             threshold: Threshold::new(raw.threshold)

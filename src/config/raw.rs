@@ -33,32 +33,17 @@ pub struct ServerSettings {
     )]
     pub listen: SocketAddr,
     /// Longest text accepted, in characters (Unicode code points); a longer one is answered 413.
-    #[arg(
-        long,
-        env = "DETOXD_MAX_TEXT_CHARS",
-        value_name = "N",
-        default_value_t = 100_000
-    )]
+    #[arg(long, env = "DETOXD_MAX_TEXT_CHARS", value_name = "N", default_value_t = 100_000)]
     pub max_text_chars: usize,
     /// Largest request body accepted, in bytes; a larger one is answered 413.
     #[arg(long, env = "DETOXD_MAX_BODY_BYTES", value_name = "N", default_value_t = 2 * 1024 * 1024)]
     pub max_body_bytes: usize,
     /// Requests in the house at once, waiting or running; more are answered 503 with `Retry-After`.
-    #[arg(
-        long,
-        env = "DETOXD_MAX_CONCURRENT_REQUESTS",
-        value_name = "N",
-        default_value_t = 64
-    )]
+    #[arg(long, env = "DETOXD_MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 64)]
     pub max_concurrent_requests: usize,
     /// Time a request may take, such as `30s` or `500ms`; later it is answered 504. A request's
     /// own `timeout_ms` can only shorten it.
-    #[arg(
-        long,
-        env = "DETOXD_TIMEOUT",
-        value_name = "DURATION",
-        default_value = "30s"
-    )]
+    #[arg(long, env = "DETOXD_TIMEOUT", value_name = "DURATION", default_value = "30s")]
     pub timeout: String,
     /// Time that running requests get to finish after SIGTERM or ctrl-c.
     #[arg(
@@ -86,29 +71,14 @@ pub struct ModelSettings {
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
     /// A name of the catalogue (`detoxd model list`), a folder in Hugging Face layout, or a GGUF file.
-    #[arg(
-        long,
-        env = "DETOXD_MODEL",
-        value_name = "MODEL",
-        default_value = "smollm2-135m"
-    )]
+    #[arg(long, env = "DETOXD_MODEL", value_name = "MODEL", default_value = "smollm2-135m")]
     pub model: String,
     /// Adapter that rewrites: `name@version`, a PEFT folder (a path with a `/` or a folder that
     /// exists), or `none` for the bare base model.
-    #[arg(
-        long,
-        env = "DETOXD_ADAPTER",
-        value_name = "ADAPTER",
-        default_value = "default@1"
-    )]
+    #[arg(long, env = "DETOXD_ADAPTER", value_name = "ADAPTER", default_value = "default@1")]
     pub adapter: String,
     /// Where the model computes: `cpu` or `cuda:N`.
-    #[arg(
-        long,
-        env = "DETOXD_DEVICE",
-        value_name = "DEVICE",
-        default_value = "cpu"
-    )]
+    #[arg(long, env = "DETOXD_DEVICE", value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
     /// Number format of activations and of weights that are not quantised.
     #[arg(long, env = "DETOXD_DTYPE", value_name = "DTYPE", default_value = "auto",
@@ -128,12 +98,7 @@ pub struct ModelSettings {
 #[command(next_help_heading = "Policy")]
 pub struct PolicySettings {
     /// A sentence is acted on when its toxicity is above this, 0 to 1.
-    #[arg(
-        long,
-        env = "DETOXD_THRESHOLD",
-        value_name = "P",
-        default_value_t = 0.5
-    )]
+    #[arg(long, env = "DETOXD_THRESHOLD", value_name = "P", default_value_t = 0.5)]
     pub threshold: f32,
     /// What is done when a sentence is toxic; `block` withholds the whole text.
     #[arg(long, env = "DETOXD_ACTION", value_name = "ACTION", default_value = "rewrite",
@@ -160,11 +125,6 @@ pub struct LogSettings {
           value_parser = ["text", "json"])]
     pub log_format: String,
     /// What is logged: a level, or directives such as `info,detoxd::engine=debug`.
-    #[arg(
-        long,
-        env = "DETOXD_LOG",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, env = "DETOXD_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 }

@@ -46,11 +46,8 @@ impl TryFrom<ServerSettings> for ServerConfig {
         let limits = Limits {
             max_text_chars: at_least_one("max_text_chars", raw.max_text_chars)?,
             max_body_bytes: at_least_one("max_body_bytes", raw.max_body_bytes)?,
-            max_concurrent_requests: at_least_one(
-                "max_concurrent_requests",
-                raw.max_concurrent_requests,
-            )?
-            .min(tokio::sync::Semaphore::MAX_PERMITS),
+            max_concurrent_requests: at_least_one("max_concurrent_requests", raw.max_concurrent_requests)?
+                .min(tokio::sync::Semaphore::MAX_PERMITS),
             timeout: time("timeout", &raw.timeout)?,
         };
         Ok(Self {

@@ -28,7 +28,12 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { max_waiting: 1024, max_sequences: 64, max_prefill_tokens: 512, threads }
+        Self {
+            max_waiting: 1024,
+            max_sequences: 64,
+            max_prefill_tokens: 512,
+            threads,
+        }
     }
 }
 
@@ -110,7 +115,11 @@ pub enum EngineError {
 }
 
 pub(super) enum Command {
-    Generate(Box<Generation>, Instant, oneshot::Sender<Result<Generated, EngineError>>),
+    Generate(
+        Box<Generation>,
+        Instant,
+        oneshot::Sender<Result<Generated, EngineError>>,
+    ),
     Likelihood(LikelihoodRequest, oneshot::Sender<Result<Vec<f32>, EngineError>>),
 }
 
@@ -140,9 +149,13 @@ impl Engine {
         std::thread::Builder::new()
             .name("engine".to_owned())
             // The loop itself runs on a thread of the pool: products called from outside would wait for a wake-up each.
-            .spawn(move || pool.install(|| scheduler.run(&receiver)))
+            .spawn(move || pool.install(|| scheduler.run(receiver)))
             .map_err(|error| failed(&error))?;
-        Ok(Self { commands, steps, decoder })
+        Ok(Self {
+            commands,
+            steps,
+            decoder,
+        })
     }
 
     /// Continues a prompt. Dropping the future takes its sequences out of the batch at the next step.
@@ -152,10 +165,14 @@ impl Engine {
     pub async fn generate(&self, generation: Generation) -> Result<Generated, EngineError> {
         let positions = self.decoder.config().max_positions;
         if generation.prompt.is_empty() || generation.candidates == 0 || generation.max_new_tokens == 0 {
-            return Err(EngineError::Invalid("a prompt, candidates and tokens to generate are needed".to_owned()));
+            return Err(EngineError::Invalid(
+                "a prompt, candidates and tokens to generate are needed".to_owned(),
+            ));
         }
         if generation.prompt.len() + generation.max_new_tokens > positions {
-            return Err(EngineError::Invalid(format!("the text exceeds the model's {positions} tokens")));
+            return Err(EngineError::Invalid(format!(
+                "the text exceeds the model's {positions} tokens"
+            )));
         }
         let (reply, answer) = oneshot::channel();
         self.send(Command::Generate(Box::new(generation), Instant::now(), reply))?;
@@ -169,7 +186,9 @@ impl Engine {
     pub async fn likelihood(&self, request: LikelihoodRequest) -> Result<Vec<f32>, EngineError> {
         let positions = self.decoder.config().max_positions;
         if request.tokens.len() > positions {
-            return Err(EngineError::Invalid(format!("the text exceeds the model's {positions} tokens")));
+            return Err(EngineError::Invalid(format!(
+                "the text exceeds the model's {positions} tokens"
+            )));
         }
         if request.tokens.len() < 2 {
             return Ok(Vec::new());

@@ -37,15 +37,28 @@ impl Sampler {
     /// The sampler of one candidate of a request: the first is greedy.
     pub(super) fn new(sampling: Sampling, candidate: usize) -> Self {
         let temperature = if candidate == 0 { 0.0 } else { sampling.temperature };
-        let seed = sampling.seed.wrapping_add((candidate as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        Self { temperature, top_p: sampling.top_p, rng: StdRng::seed_from_u64(seed) }
+        let seed = sampling
+            .seed
+            .wrapping_add((candidate as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        Self {
+            temperature,
+            top_p: sampling.top_p,
+            rng: StdRng::seed_from_u64(seed),
+        }
     }
 
     /// Chooses from logits `[vocabulary]`.
     pub(super) fn choose(&mut self, logits: &[f32]) -> Choice {
         let (largest, log_total) = log_sum_exp(logits);
-        let token = if self.temperature <= 0.0 { argmax(logits, largest) } else { self.draw(logits, largest) };
-        Choice { token: token as u32, nll: log_total - logits[token] }
+        let token = if self.temperature <= 0.0 {
+            argmax(logits, largest)
+        } else {
+            self.draw(logits, largest)
+        };
+        Choice {
+            token: token as u32,
+            nll: log_total - logits[token],
+        }
     }
 
     fn draw(&mut self, logits: &[f32], largest: f32) -> usize {
@@ -53,8 +66,12 @@ impl Sampler {
         const CUT: f32 = 14.0;
         let floor = largest - CUT * self.temperature;
         let weight = |logit: f32| ((logit - largest) / self.temperature).exp();
-        let mut kept: Vec<(usize, f32)> =
-            logits.iter().enumerate().filter(|(_, logit)| **logit > floor).map(|(token, &logit)| (token, weight(logit))).collect();
+        let mut kept: Vec<(usize, f32)> = logits
+            .iter()
+            .enumerate()
+            .filter(|(_, logit)| **logit > floor)
+            .map(|(token, &logit)| (token, weight(logit)))
+            .collect();
         kept.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
         let total: f32 = kept.iter().map(|(_, weight)| weight).sum();
         let mut nucleus = 0;
@@ -102,7 +119,11 @@ mod tests {
     const LOGITS: [f32; 5] = [0.0, 3.0, 1.0, -50.0, 2.9];
 
     fn sampling(top_p: f32) -> Sampling {
-        Sampling { temperature: 1.0, top_p, seed: 5 }
+        Sampling {
+            temperature: 1.0,
+            top_p,
+            seed: 5,
+        }
     }
 
     #[test]
@@ -120,7 +141,8 @@ mod tests {
             (0..4000).map(|_| sampler.choose(&LOGITS).token).collect::<Vec<_>>()
         };
         assert_eq!(draws(1.0), draws(1.0));
-        let share = |draws: &[u32], token: u32| draws.iter().filter(|&&t| t == token).count() as f32 / draws.len() as f32;
+        let share =
+            |draws: &[u32], token: u32| draws.iter().filter(|&&t| t == token).count() as f32 / draws.len() as f32;
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         assert!((share(&draws(1.0), 2) - 1f32.exp() / total).abs() < 0.02);
         // The two likeliest tokens hold 91% of the probability.

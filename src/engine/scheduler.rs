@@ -32,13 +32,18 @@ struct Row {
 
 impl Scheduler {
     pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, steps: Arc<AtomicU64>) -> Self {
-        Self { decoder, config, steps, groups: VecDeque::new() }
+        Self {
+            decoder,
+            config,
+            steps,
+            groups: VecDeque::new(),
+        }
     }
 
     /// Runs until the last handle is dropped and everything admitted is answered.
-    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+    pub(super) fn run(mut self, commands: Receiver<Command>) {
         loop {
-            if !self.admit(commands) && self.groups.is_empty() {
+            if !self.admit(&commands) && self.groups.is_empty() {
                 return;
             }
             self.drop_unwanted();
@@ -60,8 +65,12 @@ impl Scheduler {
     fn admit(&mut self, commands: &Receiver<Command>) -> bool {
         loop {
             let running: usize = self.groups.iter().map(|group| group.generation.candidates).sum();
-            let waiting_tokens: usize =
-                self.groups.iter().filter(|group| group.prompt.is_some()).map(|group| group.generation.prompt.len()).sum();
+            let waiting_tokens: usize = self
+                .groups
+                .iter()
+                .filter(|group| group.prompt.is_some())
+                .map(|group| group.generation.prompt.len())
+                .sum();
             if !self.groups.is_empty()
                 && (running >= self.config.max_sequences || waiting_tokens >= self.config.max_prefill_tokens)
             {
@@ -82,12 +91,15 @@ impl Scheduler {
             match command {
                 Command::Generate(generation, submitted, reply) => {
                     if !reply.is_closed() {
-                        self.groups.push_back(Group::admit(*generation, submitted, reply, self.decoder.config()));
+                        self.groups
+                            .push_back(Group::admit(*generation, submitted, reply, self.decoder.config()));
                     }
                 }
                 Command::Likelihood(request, reply) => {
                     if !reply.is_closed() {
-                        let answer = self.likelihood(&request).map_err(|error| EngineError::Failed(error.to_string()));
+                        let answer = self
+                            .likelihood(&request)
+                            .map_err(|error| EngineError::Failed(error.to_string()));
                         let _ = reply.send(answer);
                         self.steps.fetch_add(1, Ordering::Relaxed);
                     }
@@ -121,26 +133,43 @@ impl Scheduler {
             let first = tokens.len();
             if let Some(cache) = group.prompt.as_mut() {
                 tokens.extend(&group.generation.prompt);
-                sequences.push(CachedSequence { cache, len: group.generation.prompt.len() });
+                sequences.push(CachedSequence {
+                    cache,
+                    len: group.generation.prompt.len(),
+                });
                 rows.push(tokens.len() as u32 - 1);
-                owners.push(Row { group: index, candidate: None });
+                owners.push(Row {
+                    group: index,
+                    candidate: None,
+                });
             }
             for (number, candidate) in group.candidates.iter_mut().enumerate() {
                 if let (State::Running, Some(&last)) = (candidate.state, candidate.tokens.last()) {
                     tokens.push(last);
-                    sequences.push(CachedSequence { cache: &mut candidate.cache, len: 1 });
+                    sequences.push(CachedSequence {
+                        cache: &mut candidate.cache,
+                        len: 1,
+                    });
                     rows.push(tokens.len() as u32 - 1);
-                    owners.push(Row { group: index, candidate: Some(number) });
+                    owners.push(Row {
+                        group: index,
+                        candidate: Some(number),
+                    });
                 }
             }
             if let Some((adapter, strength)) = &group.generation.adapter {
                 extend_spans(&mut spans, first, tokens.len(), adapter, *strength);
             }
         }
-        let hidden = self.decoder.forward_cached(&tokens, &mut sequences, Adaptation::Mixed(&spans))?;
+        let hidden = self
+            .decoder
+            .forward_cached(&tokens, &mut sequences, Adaptation::Mixed(&spans))?;
         drop(sequences);
         let rows = Tensor::from_vec(rows, owners.len(), hidden.device())?;
-        let logits = self.decoder.logits(&hidden.index_select(&rows, 0)?)?.to_device(&candle_core::Device::Cpu)?;
+        let logits = self
+            .decoder
+            .logits(&hidden.index_select(&rows, 0)?)?
+            .to_device(&candle_core::Device::Cpu)?;
         let vocabulary = self.decoder.config().vocab_size;
         with_values(&logits, |logits| {
             for (owner, logits) in owners.iter().zip(logits.chunks(vocabulary)) {
@@ -170,10 +199,20 @@ impl Scheduler {
         if let Some((adapter, strength)) = &request.adapter {
             extend_spans(&mut spans, 0, request.tokens.len(), adapter, *strength);
         }
-        let mut sequences = [CachedSequence { cache: &mut cache, len: request.tokens.len() }];
-        let hidden = self.decoder.forward_cached(&request.tokens, &mut sequences, Adaptation::Mixed(&spans))?;
-        let targets: Vec<Target> =
-            request.tokens.iter().skip(1).enumerate().map(|(row, &token)| Target { row: row as u32, token }).collect();
+        let mut sequences = [CachedSequence {
+            cache: &mut cache,
+            len: request.tokens.len(),
+        }];
+        let hidden = self
+            .decoder
+            .forward_cached(&request.tokens, &mut sequences, Adaptation::Mixed(&spans))?;
+        let targets: Vec<Target> = request
+            .tokens
+            .iter()
+            .skip(1)
+            .enumerate()
+            .map(|(row, &token)| Target { row: row as u32, token })
+            .collect();
         self.decoder.cross_entropy(&hidden, &targets)?.to_vec1()
     }
 }
@@ -187,6 +226,10 @@ fn extend_spans(spans: &mut Vec<LoraSpan>, first: usize, end: usize, adapter: &A
         Some(last) if last.rows.end == first && Arc::ptr_eq(&last.adapter, adapter) && last.strength == strength => {
             last.rows.end = end;
         }
-        _ => spans.push(LoraSpan { rows: first..end, adapter: adapter.clone(), strength }),
+        _ => spans.push(LoraSpan {
+            rows: first..end,
+            adapter: adapter.clone(),
+            strength,
+        }),
     }
 }

@@ -9,7 +9,6 @@ use super::handle::{Completion, EngineError, Generated, Generation, Timing};
 use super::sampling::{Choice, Sampler};
 use crate::model::DecoderConfig;
 use crate::model::kv_cache::KvCache;
-use crate::model::lora::LoraModel;
 
 /// A request whose prompt is computed once and shared by its candidates.
 pub(super) struct Group {
@@ -49,11 +48,14 @@ impl Group {
     ) -> Self {
         let prompt = Some(KvCache::new(config, generation.prompt.len()));
         let (queue, admitted) = (submitted.elapsed(), Instant::now());
-        Self { generation, reply, candidates: Vec::new(), prompt, queue, admitted }
-    }
-
-    pub(super) fn adapter(&self) -> Option<&(Arc<LoraModel>, f32)> {
-        self.generation.adapter.as_ref()
+        Self {
+            generation,
+            reply,
+            candidates: Vec::new(),
+            prompt,
+            queue,
+            admitted,
+        }
     }
 
     /// Begins all candidates from the logits after the prompt.
@@ -65,7 +67,13 @@ impl Group {
             .map(|index| {
                 let cache = KvCache::continuing(prompt.clone(), config, generation.max_new_tokens);
                 let sampler = Sampler::new(generation.sampling, index);
-                let mut candidate = Candidate { cache, tokens: Vec::new(), sampler, total_nll: 0.0, state: State::Running };
+                let mut candidate = Candidate {
+                    cache,
+                    tokens: Vec::new(),
+                    sampler,
+                    total_nll: 0.0,
+                    state: State::Running,
+                };
                 candidate.take(logits, generation);
                 candidate
             })
@@ -73,7 +81,11 @@ impl Group {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.prompt.is_none() && self.candidates.iter().all(|candidate| candidate.state != State::Running)
+        self.prompt.is_none()
+            && self
+                .candidates
+                .iter()
+                .all(|candidate| candidate.state != State::Running)
     }
 
     /// Whether nobody waits for the answer any more.
@@ -86,7 +98,10 @@ impl Group {
     }
 
     pub(super) fn finish(self) {
-        let timing = Timing { queue: self.queue, inference: self.admitted.elapsed() };
+        let timing = Timing {
+            queue: self.queue,
+            inference: self.admitted.elapsed(),
+        };
         let completions = self.candidates.into_iter().map(Candidate::into_completion).collect();
         // The receiver may have gone meanwhile; then there is nobody to tell.
         let _ = self.reply.send(Ok(Generated { completions, timing }));
@@ -115,6 +130,10 @@ impl Candidate {
     fn into_completion(self) -> Completion {
         let finished = self.state == State::Finished;
         let choices = self.tokens.len() + usize::from(finished);
-        Completion { mean_nll: self.total_nll / choices.max(1) as f32, tokens: self.tokens, finished }
+        Completion {
+            mean_nll: self.total_nll / choices.max(1) as f32,
+            tokens: self.tokens,
+            finished,
+        }
     }
 }

@@ -36,16 +36,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<AppState>> for JsonBody<T> {
 
 /// Whether the body is declared as JSON in UTF-8.
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-    else {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
         return false;
     };
     let mut parts = value.split(';').map(str::trim);
     let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
-    let json = essence == "application/json"
-        || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
     json && parts.all(|parameter| match parameter.split_once('=') {
         Some((name, charset)) if name.eq_ignore_ascii_case("charset") => {
             charset.trim_matches('"').eq_ignore_ascii_case("utf-8")
@@ -55,12 +51,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 async fn read(request: Request, limit: usize) -> Result<Bytes, Problem> {
-    let too_large = || {
-        Problem::new(
-            Reason::TooLarge,
-            format!("the body is larger than {limit} bytes"),
-        )
-    };
+    let too_large = || Problem::new(Reason::TooLarge, format!("the body is larger than {limit} bytes"));
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -80,16 +71,10 @@ async fn read(request: Request, limit: usize) -> Result<Bytes, Problem> {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let malformed = |detail: String| Problem::new(Reason::Malformed, detail);
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        malformed(format!(
-            "the body is not UTF-8: byte {} is wrong",
-            error.valid_up_to()
-        ))
-    })?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| malformed(format!("the body is not UTF-8: byte {} is wrong", error.valid_up_to())))?;
     if text.trim().is_empty() {
-        return Err(malformed(
-            "the body is empty; expected a JSON object".to_owned(),
-        ));
+        return Err(malformed("the body is empty; expected a JSON object".to_owned()));
     }
     let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -98,9 +83,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         if inner.is_data() {
             // The position is of no use beside the name of the field.
             let message = inner.to_string();
-            let detail = message
-                .rsplit_once(" at line ")
-                .map_or(&*message, |(detail, _)| detail);
+            let detail = message.rsplit_once(" at line ").map_or(&*message, |(detail, _)| detail);
             let field = if path == "." {
                 named(detail).unwrap_or(path)
             } else {

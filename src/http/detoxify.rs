@@ -86,15 +86,7 @@ pub async fn detoxify(
             return Err(Problem::invalid(vec![FieldError::new("texts", detail)]));
         };
         let metrics = Arc::clone(&state.metrics);
-        let events = stream::segments(
-            service,
-            metrics,
-            text,
-            job.options,
-            job.deadline,
-            arrived,
-            permit,
-        );
+        let events = stream::segments(service, metrics, text, job.options, job.deadline, arrived, permit);
         return Ok(with_header(events.into_response(), ADAPTER, &adapter));
     }
 
@@ -106,11 +98,7 @@ pub async fn detoxify(
         DetoxifyResponse::Many { results } => results.iter().any(|result| result.changed),
     };
     let response = with_header(Json(answer).into_response(), ADAPTER, &adapter);
-    Ok(with_header(
-        response,
-        CHANGED,
-        if changed { "true" } else { "false" },
-    ))
+    Ok(with_header(response, CHANGED, if changed { "true" } else { "false" }))
 }
 
 async fn rewrite(
@@ -124,10 +112,7 @@ async fn rewrite(
         Input::One(text) => {
             let done = service.detoxifier.detoxify(&text, &options).await?;
             metrics.detoxified(&done);
-            Ok(DetoxifyResponse::One(DetoxifyResult::new(
-                done,
-                arrived.elapsed(),
-            )))
+            Ok(DetoxifyResponse::One(DetoxifyResult::new(done, arrived.elapsed())))
         }
         Input::Many(texts) => {
             let results = rewrite_all(service, metrics, texts, options, arrived).await?;

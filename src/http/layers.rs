@@ -74,9 +74,7 @@ struct Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
-        self.state
-            .metrics
-            .answered(&self.route, self.status, elapsed);
+        self.state.metrics.answered(&self.route, self.status, elapsed);
         tracing::info!(
             method = %self.method,
             route = self.route,

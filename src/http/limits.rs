@@ -59,10 +59,7 @@ impl Drop for Permit {
 ///
 /// # Errors
 /// 504 when the deadline passes first, else the error of `work`.
-pub async fn until<T>(
-    deadline: Instant,
-    work: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
+pub async fn until<T>(deadline: Instant, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     tokio::time::timeout_at(deadline.into(), work)
         .await
         .unwrap_or_else(|_| Err(Problem::deadline_passed()))
@@ -82,8 +79,5 @@ pub fn check_length(field: &str, text: &str, max_chars: usize) -> Result<(), Pro
         return Ok(());
     }
     let detail = format!("has {chars} characters, at most {max_chars} are accepted");
-    Err(Problem::about(
-        Reason::TooLarge,
-        vec![FieldError::new(field, detail)],
-    ))
+    Err(Problem::about(Reason::TooLarge, vec![FieldError::new(field, detail)]))
 }

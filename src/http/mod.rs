@@ -58,10 +58,7 @@ pub fn router(state: Arc<AppState>) -> Router {
             Problem::new(Reason::MethodNotAllowed, "see the `Allow` header, or /docs")
         })
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(&state),
-            layers::observe,
-        ))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), layers::observe))
         .with_state(state)
 }
 

@@ -32,8 +32,7 @@ pub fn document() -> Result<String, serde_json::Error> {
 
 /// `/openapi.json` and `/docs`; everything they need is in the binary.
 pub fn router<S: Clone + Send + Sync + 'static>(document: utoipa::openapi::OpenApi) -> Router<S> {
-    let ui = SwaggerUi::new("/docs")
-        .config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
+    let ui = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     Router::new()
         .route("/openapi.json", get(move || async { Json(document) }))
         .merge(ui)

@@ -112,14 +112,8 @@ impl DetoxifyRequest {
         let input = input(self.text, self.texts, &mut errors);
         let threshold = errors.check("threshold", self.threshold.map(Threshold::new));
         let strength = errors.check("strength", self.strength.map(Strength::new));
-        let adapter = errors.check(
-            "adapter",
-            self.adapter.map(|name| name.parse::<AdapterRef>()),
-        );
-        if self
-            .candidates
-            .is_some_and(|n| !(1..=MAX_CANDIDATES).contains(&n))
-        {
+        let adapter = errors.check("adapter", self.adapter.map(|name| name.parse::<AdapterRef>()));
+        if self.candidates.is_some_and(|n| !(1..=MAX_CANDIDATES).contains(&n)) {
             errors.add("candidates", "must be a number from 1 to 16");
         }
         if self.timeout_ms == Some(0) {
@@ -161,10 +155,7 @@ fn input(text: Option<String>, texts: Option<Vec<String>>, errors: &mut Errors) 
         }
         (None, Some(texts)) => {
             if texts.is_empty() || texts.len() > MAX_TEXTS {
-                errors.add(
-                    "texts",
-                    format!("has {} texts, must have 1 to 64", texts.len()),
-                );
+                errors.add("texts", format!("has {} texts, must have 1 to 64", texts.len()));
             }
             for (index, _) in texts.iter().enumerate().filter(|(_, text)| text.is_empty()) {
                 errors.add(&format!("texts[{index}]"), "must not be empty");

@@ -98,11 +98,7 @@ impl Reason {
 
     fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
-            Self::Malformed => (
-                "malformed",
-                StatusCode::BAD_REQUEST,
-                "The request can't be read",
-            ),
+            Self::Malformed => ("malformed", StatusCode::BAD_REQUEST, "The request can't be read"),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is nothing here"),
             Self::MethodNotAllowed => (
                 "method-not-allowed",
@@ -114,11 +110,7 @@ impl Reason {
                 StatusCode::REQUEST_TIMEOUT,
                 "The body did not arrive in time",
             ),
-            Self::TooLarge => (
-                "too-large",
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "The request is too large",
-            ),
+            Self::TooLarge => ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The request is too large"),
             Self::UnsupportedMediaType => (
                 "unsupported-media-type",
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -129,21 +121,13 @@ impl Reason {
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "A field has a value that is not allowed",
             ),
-            Self::Internal => (
-                "internal",
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "The service failed",
-            ),
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR, "The service failed"),
             Self::Overloaded => (
                 "overloaded",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests at once",
             ),
-            Self::Starting => (
-                "starting",
-                StatusCode::SERVICE_UNAVAILABLE,
-                "The model is being loaded",
-            ),
+            Self::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE, "The model is being loaded"),
             Self::Draining => (
                 "draining",
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -163,9 +147,7 @@ impl Problem {
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let (code, status, title) = reason.parts();
         let retry_after = match reason {
-            Reason::Overloaded | Reason::Starting | Reason::Draining => {
-                Some(Duration::from_secs(1))
-            }
+            Reason::Overloaded | Reason::Starting | Reason::Draining => Some(Duration::from_secs(1)),
             _ => None,
         };
         Self {
@@ -242,10 +224,7 @@ impl IntoResponse for Problem {
         if let Some(wait) = retry_after {
             // Whole seconds, rounded up: earlier would be too early.
             let seconds = wait.as_millis().div_ceil(1000).max(1);
-            headers.insert(
-                header::RETRY_AFTER,
-                HeaderValue::from(seconds.min(3600) as u64),
-            );
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.min(3600) as u64));
         }
         // Read by the layer that counts.
         response.extensions_mut().insert(reason);
@@ -258,9 +237,7 @@ impl From<RewriteError> for Problem {
         match error {
             RewriteError::Overloaded { retry_after } => Self::overloaded(retry_after),
             RewriteError::DeadlinePassed => Self::deadline_passed(),
-            RewriteError::Cancelled => {
-                Self::new(Reason::Draining, "the request was cancelled by the service")
-            }
+            RewriteError::Cancelled => Self::new(Reason::Draining, "the request was cancelled by the service"),
             RewriteError::Failed(reason) => {
                 tracing::error!(reason, "the model failed");
                 Self::internal()

@@ -63,19 +63,13 @@ pub async fn score(
     let deadline = Instant::now() + state.limits.timeout;
     check_length("text", &request.text, state.limits.max_text_chars)?;
     if request.text.is_empty() {
-        return Err(Problem::invalid(vec![FieldError::new(
-            "text",
-            "must not be empty",
-        )]));
+        return Err(Problem::invalid(vec![FieldError::new("text", "must not be empty")]));
     }
     let _permit = state.admission.admit()?;
     let service = state.service()?;
     let adapter = service.residents.lease(None)?;
     let perplexity = until(deadline, async {
-        Ok(service
-            .perplexity
-            .perplexity(&request.text, &adapter)
-            .await?)
+        Ok(service.perplexity.perplexity(&request.text, &adapter).await?)
     })
     .await?;
     Ok(Json(ScoreResponse {

@@ -86,10 +86,7 @@ impl AppState {
     /// 503 while loading and while draining.
     pub fn ready(&self) -> Result<&Service, Problem> {
         if self.draining.load(Ordering::Relaxed) {
-            return Err(Problem::new(
-                Reason::Draining,
-                "running requests are being finished",
-            ));
+            return Err(Problem::new(Reason::Draining, "running requests are being finished"));
         }
         self.service()
     }

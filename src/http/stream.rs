@@ -65,11 +65,7 @@ pub fn segments(
             // Without a receiver nobody listens any more, and this future is about to be dropped.
             let _ = sender.send(event("segment", &data));
         };
-        let work = async {
-            Ok(detoxifier
-                .detoxify_observed(&text, &options, &observe)
-                .await?)
-        };
+        let work = async { Ok(detoxifier.detoxify_observed(&text, &options, &observe).await?) };
         let last = match until(deadline, work).await {
             Ok(done) => {
                 metrics.detoxified(&done);
@@ -92,14 +88,11 @@ pub fn segments(
 }
 
 fn event(name: &str, data: &impl Serialize) -> Event {
-    Event::default()
-        .event(name)
-        .json_data(data)
-        .unwrap_or_else(|error| {
-            tracing::error!(%error, "an event can't be written as JSON");
-            let problem = Problem::internal();
-            Event::default().event("problem").data(problem.detail)
-        })
+    Event::default().event(name).json_data(data).unwrap_or_else(|error| {
+        tracing::error!(%error, "an event can't be written as JSON");
+        let problem = Problem::internal();
+        Event::default().event("problem").data(problem.detail)
+    })
 }
 
 /// Polls the work and hands on what it reports.

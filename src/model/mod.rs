@@ -10,6 +10,7 @@
 //! What does not live here: sampling and batching (`engine`), losses (`train`), and anything about prompts.
 //! **Invariant:** after loading, nothing in this room reads a file.
 
+pub mod catalogue;
 pub mod config;
 pub mod decoder;
 pub mod kernels;

@@ -32,10 +32,10 @@ const TYPE_UNKNOWN: i64 = 2;
 const TYPE_CONTROL: i64 = 3;
 const TYPE_USER_DEFINED: i64 = 4;
 
-const SPLIT_GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const SPLIT_GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const SPLIT_LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SPLIT_QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SPLIT_QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Why a tokenizer could not be built or used.
 #[derive(Debug, thiserror::Error)]
@@ -118,20 +118,14 @@ impl TextTokenizer {
             .map_err(TokenizerError::Build)?;
         let mut inner = Tokenizer::new(model);
         if let Rule::Qwen2 = rule {
-            inner
-                .with_normalizer(Some(NFC))
-                .map_err(TokenizerError::Build)?;
+            inner.with_normalizer(Some(NFC)).map_err(TokenizerError::Build)?;
         }
         inner.with_pre_tokenizer(Some(rule.pre_tokenizer()?));
         inner.with_decoder(Some(ByteLevelDecoder::default()));
 
         let (control, user_defined) = added_tokens(content, &tokens)?;
-        inner
-            .add_tokens(user_defined)
-            .map_err(TokenizerError::Build)?;
-        inner
-            .add_special_tokens(control)
-            .map_err(TokenizerError::Build)?;
+        inner.add_tokens(user_defined).map_err(TokenizerError::Build)?;
+        inner.add_special_tokens(control).map_err(TokenizerError::Build)?;
 
         let leading = match flag(content, ADD_BOS)?.unwrap_or(rule.adds_bos()) {
             true => vec![begin_of_text(content, tokens.len())?],
@@ -152,12 +146,8 @@ impl TextTokenizer {
             .with_truncation(None)
             .map_err(TokenizerError::Build)?
             .with_padding(None);
-        let bare = inner
-            .encode_fast("a", false)
-            .map_err(TokenizerError::Encode)?;
-        let full = inner
-            .encode_fast("a", true)
-            .map_err(TokenizerError::Encode)?;
+        let bare = inner.encode_fast("a", false).map_err(TokenizerError::Encode)?;
+        let full = inner.encode_fast("a", true).map_err(TokenizerError::Encode)?;
         let leading = full
             .get_ids()
             .windows(bare.len().max(1))
@@ -174,10 +164,7 @@ impl TextTokenizer {
     /// The ids of `text` as plain text: nothing is put before or after it, and the name of a
     /// control token in it is spelt out, never obeyed.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(TokenizerError::Encode)?;
+        let encoding = self.inner.encode_fast(text, false).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -277,10 +264,7 @@ fn split(pattern: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
 }
 
 /// The control tokens and the user-defined ones, in this order.
-fn added_tokens(
-    content: &Content,
-    tokens: &[&str],
-) -> Result<(Vec<AddedToken>, Vec<AddedToken>), TokenizerError> {
+fn added_tokens(content: &Content, tokens: &[&str]) -> Result<(Vec<AddedToken>, Vec<AddedToken>), TokenizerError> {
     let (mut control, mut user_defined) = (Vec::new(), Vec::new());
     let Some(value) = content.metadata.get(TOKEN_TYPE) else {
         return Err(TokenizerError::Missing(TOKEN_TYPE));
@@ -301,10 +285,7 @@ fn added_tokens(
 }
 
 fn begin_of_text(content: &Content, vocabulary_size: usize) -> Result<u32, TokenizerError> {
-    let value = content
-        .metadata
-        .get(BOS_ID)
-        .ok_or(TokenizerError::Missing(BOS_ID))?;
+    let value = content.metadata.get(BOS_ID).ok_or(TokenizerError::Missing(BOS_ID))?;
     integer(value)
         .and_then(|id| u32::try_from(id).ok())
         .filter(|id| (*id as usize) < vocabulary_size)
@@ -324,10 +305,7 @@ fn merges(content: &Content) -> Result<Vec<(String, String)>, TokenizerError> {
 }
 
 fn strings<'a>(content: &'a Content, key: &'static str) -> Result<Vec<&'a str>, TokenizerError> {
-    let value = content
-        .metadata
-        .get(key)
-        .ok_or(TokenizerError::Missing(key))?;
+    let value = content.metadata.get(key).ok_or(TokenizerError::Missing(key))?;
     value
         .to_vec()
         .and_then(|list| list.iter().map(|v| Ok(v.to_string()?.as_str())).collect())

@@ -8,9 +8,7 @@ use unicode_segmentation::UnicodeSegmentation;
 use super::protect::pattern;
 
 /// Texts that only a prompt or a tokenizer has.
-const MARKERS: [&str; 8] = [
-    "<|", "|>", "<s>", "</s>", "[INST]", "[/INST]", "<unk>", "\u{FFFD}",
-];
+const MARKERS: [&str; 8] = ["<|", "|>", "<s>", "</s>", "[INST]", "[/INST]", "<unk>", "\u{FFFD}"];
 
 /// Whether the candidate shows markers or control characters that the source has not.
 pub fn leaks(source: &str, candidate: &str) -> bool {
@@ -18,23 +16,19 @@ pub fn leaks(source: &str, candidate: &str) -> bool {
     MARKERS
         .iter()
         .any(|marker| candidate.contains(marker) && !source.contains(marker))
-        || candidate
-            .chars()
-            .any(|c| is_control(c) && !source.contains(c))
+        || candidate.chars().any(|c| is_control(c) && !source.contains(c))
 }
 
 /// Whether the candidate says the same words or characters over and over, more than the source.
 pub fn loops(source: &str, candidate: &str) -> bool {
-    let words =
-        |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_lowercase).collect() };
+    let words = |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_lowercase).collect() };
     let (old, new) = (words(source), words(candidate));
     let allowed = |period: usize| if period < 4 { 2 } else { 1 };
     let in_words = (1..=12).any(|period| {
         let times = repeats(&new, period);
         times > allowed(period) && times > repeats(&old, period)
     });
-    let (old, new): (Vec<char>, Vec<char>) =
-        (source.chars().collect(), candidate.chars().collect());
+    let (old, new): (Vec<char>, Vec<char>) = (source.chars().collect(), candidate.chars().collect());
     let in_chars = (1..=4).any(|period| {
         let times = repeats(&new, period);
         times > 4 && times > repeats(&old, period)
@@ -47,11 +41,7 @@ fn repeats<T: PartialEq>(items: &[T], period: usize) -> usize {
     let mut run = 0;
     let mut longest = 0;
     for at in period..items.len() {
-        run = if items[at] == items[at - period] {
-            run + 1
-        } else {
-            0
-        };
+        run = if items[at] == items[at - period] { run + 1 } else { 0 };
         longest = longest.max(run);
     }
     longest / period + 1
@@ -113,32 +103,11 @@ fn persons(text: &str) -> (bool, bool) {
         let stem = word.split(['\'', '’']).next().unwrap_or_default();
         first |= matches!(
             stem,
-            "i" | "im"
-                | "ive"
-                | "ill"
-                | "id"
-                | "me"
-                | "my"
-                | "mine"
-                | "myself"
-                | "we"
-                | "us"
-                | "our"
-                | "ours"
+            "i" | "im" | "ive" | "ill" | "id" | "me" | "my" | "mine" | "myself" | "we" | "us" | "our" | "ours"
         );
         second |= matches!(
             stem,
-            "you"
-                | "your"
-                | "yours"
-                | "youre"
-                | "yourself"
-                | "yourselves"
-                | "u"
-                | "ur"
-                | "ya"
-                | "yall"
-                | "y"
+            "you" | "your" | "yours" | "youre" | "yourself" | "yourselves" | "u" | "ur" | "ya" | "yall" | "y"
         );
     }
     (first, second)

@@ -45,10 +45,7 @@ pub(super) fn clause_end(window: &str) -> usize {
         return at;
     }
     let conjunctions = [" and ", " but ", " because ", " so ", " or ", " which "];
-    let before_conjunction = conjunctions
-        .iter()
-        .filter_map(|word| window.rfind(word))
-        .max();
+    let before_conjunction = conjunctions.iter().filter_map(|word| window.rfind(word)).max();
     if let Some(at) = before_conjunction.filter(late) {
         return at + 1;
     }

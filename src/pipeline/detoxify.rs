@@ -62,11 +62,7 @@ impl Spent {
 
 impl Detoxifier {
     /// With the default weights.
-    pub fn new(
-        rewriter: Arc<dyn Rewriter>,
-        toxicity: Arc<dyn Toxicity>,
-        similarity: Arc<dyn Similarity>,
-    ) -> Self {
+    pub fn new(rewriter: Arc<dyn Rewriter>, toxicity: Arc<dyn Toxicity>, similarity: Arc<dyn Similarity>) -> Self {
         Self {
             rewriter,
             toxicity,
@@ -86,11 +82,7 @@ impl Detoxifier {
     ///
     /// # Errors
     /// Whatever ails the rewriter, and a deadline that passed; the text is then not touched at all.
-    pub async fn detoxify(
-        &self,
-        text: &str,
-        options: &Options,
-    ) -> Result<Detoxified, DetoxifyError> {
+    pub async fn detoxify(&self, text: &str, options: &Options) -> Result<Detoxified, DetoxifyError> {
         self.detoxify_observed(text, options, &|_| {}).await
     }
 
@@ -315,13 +307,7 @@ impl Detoxifier {
         }
     }
 
-    fn finish(
-        &self,
-        text: &str,
-        assembled: Assembled,
-        options: &Options,
-        spent: Spent,
-    ) -> Detoxified {
+    fn finish(&self, text: &str, assembled: Assembled, options: &Options, spent: Spent) -> Detoxified {
         let changed = assembled.text != text;
         let similarity = match (changed, assembled.text.is_empty()) {
             (false, _) => 1.0,

@@ -94,10 +94,7 @@ pub fn apply(input: &str, edits: &[Edit]) -> Option<String> {
 }
 
 fn byte_of(text: &str, chars: usize) -> Option<usize> {
-    text.char_indices()
-        .map(|(at, _)| at)
-        .chain([text.len()])
-        .nth(chars)
+    text.char_indices().map(|(at, _)| at).chain([text.len()]).nth(chars)
 }
 
 #[cfg(test)]
@@ -117,10 +114,7 @@ mod tests {
     #[test]
     fn words_in_code_points() {
         assert_eq!(
-            edits(&[
-                ("Ünïcode 😀. ", "Ünïcode 😀. "),
-                ("You fool, go.", "You, go.")
-            ]),
+            edits(&[("Ünïcode 😀. ", "Ünïcode 😀. "), ("You fool, go.", "You, go.")]),
             vec![Edit {
                 start: 14,
                 end: 19,

@@ -7,10 +7,7 @@ use std::task::Poll;
 /// Runs `futures` with at most `limit` under way and returns their results in order.
 ///
 /// On the first error the others are dropped, which withdraws their requests.
-pub(super) async fn try_join_bounded<F, T, E>(
-    futures: impl IntoIterator<Item = F>,
-    limit: usize,
-) -> Result<Vec<T>, E>
+pub(super) async fn try_join_bounded<F, T, E>(futures: impl IntoIterator<Item = F>, limit: usize) -> Result<Vec<T>, E>
 where
     F: Future<Output = Result<T, E>>,
 {

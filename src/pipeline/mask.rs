@@ -22,12 +22,7 @@ pub struct Masked {
 
 /// Masks the words of `sentence` that add most to its toxicity, one after another, until it is at
 /// or under the threshold. `None` if it is not, even with every word masked outside of `spans`.
-pub fn mask(
-    sentence: &str,
-    spans: &[Span],
-    scorer: &dyn Toxicity,
-    threshold: Threshold,
-) -> Option<Masked> {
+pub fn mask(sentence: &str, spans: &[Span], scorer: &dyn Toxicity, threshold: Threshold) -> Option<Masked> {
     let mut hidden: Vec<Range<usize>> = Vec::new();
     for word in worst_first(sentence, spans, scorer) {
         // A scorer's words may be coarser or finer than ours: never mask a stretch twice.
@@ -53,9 +48,7 @@ fn worst_first(sentence: &str, spans: &[Span], scorer: &dyn Toxicity) -> Vec<Ran
         .filter(|(word, logits)| *logits > 0.0 && sentence.get(word.clone()).is_some())
         .collect();
     blamed.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let others = sentence
-        .unicode_word_indices()
-        .map(|(at, word)| at..at + word.len());
+    let others = sentence.unicode_word_indices().map(|(at, word)| at..at + word.len());
     blamed
         .into_iter()
         .map(|(word, _)| word)
@@ -114,12 +107,7 @@ mod tests {
                 if text.contains("***") { f32::NAN } else { 1.0 }
             }
             fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
-                vec![
-                    (1..2, 1.0),
-                    (0..text.len() + 9, 2.0),
-                    (0..3, f32::NAN),
-                    (2..2, 3.0),
-                ]
+                vec![(1..2, 1.0), (0..text.len() + 9, 2.0), (0..3, f32::NAN), (2..2, 3.0)]
             }
         }
         let threshold = Threshold::default();

@@ -53,9 +53,7 @@ mod tests;
 pub use assemble::SegmentObserver;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
-pub use options::{
-    Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange, Strength, Threshold,
-};
+pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange, Strength, Threshold};
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
 pub use rejection::Rejection;
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};

@@ -43,10 +43,7 @@ pub enum Kind {
 impl Kind {
     /// Whether it interrupts the prose around it, so that no sentence reaches over it.
     pub fn is_block(self) -> bool {
-        matches!(
-            self,
-            Self::CodeBlock | Self::Quote | Self::HtmlBlock | Self::Markup
-        )
+        matches!(self, Self::CodeBlock | Self::Quote | Self::HtmlBlock | Self::Markup)
     }
 
     /// Whether it is language at all, so that a toxicity can be told.
@@ -153,9 +150,7 @@ fn plain(text: &str, spans: &mut Vec<Span>) {
     for found in NUMBER.find_iter(text) {
         let joined = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
         // Digits within a word ("str8", "2day") are spelling, not a number.
-        if !joined(text[..found.start()].chars().next_back())
-            && !joined(text[found.end()..].chars().next())
-        {
+        if !joined(text[..found.start()].chars().next_back()) && !joined(text[found.end()..].chars().next()) {
             push(spans, found.range(), Kind::Number);
         }
     }

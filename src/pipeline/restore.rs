@@ -24,9 +24,8 @@ pub fn restore(source: &str, spans: &[Span], candidate: &str) -> String {
     }
     text = restore_words(source, spans, &text);
     let (head, tail) = edges(source, spans);
-    let has_none = |edge: &str, text: &str| {
-        !edge.is_empty() && edge.split_whitespace().all(|word| !text.contains(word))
-    };
+    let has_none =
+        |edge: &str, text: &str| !edge.is_empty() && edge.split_whitespace().all(|word| !text.contains(word));
     if has_none(head, &text) {
         text = format!("{head} {text}");
     }
@@ -58,18 +57,13 @@ fn restore_words(source: &str, spans: &[Span], candidate: &str) -> String {
         let same_but_case = new
             .iter()
             .position(|word| core(word).to_lowercase() == text.to_lowercase());
-        let same_place = old
-            .iter()
-            .position(|word| core(word) == text)
-            .filter(|&at| {
-                let agrees = |at: Option<usize>| match at
-                    .and_then(|at| Some((old.get(at)?, new.get(at)?)))
-                {
-                    Some((a, b)) => a.eq_ignore_ascii_case(b),
-                    None => true,
-                };
-                in_step && old.len() > 1 && agrees(at.checked_sub(1)) && agrees(Some(at + 1))
-            });
+        let same_place = old.iter().position(|word| core(word) == text).filter(|&at| {
+            let agrees = |at: Option<usize>| match at.and_then(|at| Some((old.get(at)?, new.get(at)?))) {
+                Some((a, b)) => a.eq_ignore_ascii_case(b),
+                None => true,
+            };
+            in_step && old.len() > 1 && agrees(at.checked_sub(1)) && agrees(Some(at + 1))
+        });
         if let Some(at) = same_but_case.or(same_place) {
             let replaced = new[at].replacen(core(&new[at]), text, 1);
             new[at] = replaced;
@@ -87,12 +81,7 @@ fn core(word: &str) -> &str {
 
 /// The protected stretches at the very start and at the very end of the source.
 fn edges<'a>(source: &'a str, spans: &[Span]) -> (&'a str, &'a str) {
-    let is_word = |span: &&Span| {
-        matches!(
-            span.kind,
-            Kind::Mention | Kind::Tag | Kind::Url | Kind::Email
-        )
-    };
+    let is_word = |span: &&Span| matches!(span.kind, Kind::Mention | Kind::Tag | Kind::Url | Kind::Email);
     let mut start = 0;
     for span in spans.iter().filter(is_word) {
         let between = source.get(start..span.range.start).unwrap_or("x");
@@ -128,10 +117,7 @@ mod tests {
 
     #[test]
     fn what_stood_at_an_end_is_put_back_there() {
-        assert_eq!(
-            restored("you idiot #sad #bad", "you").unwrap(),
-            "you #sad #bad"
-        );
+        assert_eq!(restored("you idiot #sad #bad", "you").unwrap(), "you #sad #bad");
         assert_eq!(
             restored("@Bob @Eve you idiot", "You are wrong").unwrap(),
             "@Bob @Eve You are wrong"
@@ -149,21 +135,14 @@ mod tests {
     #[test]
     fn a_word_between_the_same_neighbours_is_put_back() {
         assert_eq!(
-            restored(
-                "see www.a.org/x1y now idiot ok",
-                "see www.a.org/x1 now friend ok"
-            )
-            .unwrap(),
+            restored("see www.a.org/x1y now idiot ok", "see www.a.org/x1 now friend ok").unwrap(),
             "see www.a.org/x1y now friend ok"
         );
     }
 
     #[test]
     fn a_doubtful_place_is_left_alone() {
-        assert_eq!(
-            restored("you idiot ask @Bob about this", "ask about this"),
-            None
-        );
+        assert_eq!(restored("you idiot ask @Bob about this", "ask about this"), None);
         assert_eq!(restored("@a you idiot @a", "@a you"), None);
     }
 

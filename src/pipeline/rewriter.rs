@@ -76,10 +76,7 @@ pub enum RewriteError {
 /// A model that rewrites one sentence at a time; batching is its own affair.
 pub trait Rewriter: Send + Sync + 'static {
     /// Candidates for a sentence. Dropping the future withdraws the request.
-    fn rewrite<'a>(
-        &'a self,
-        request: RewriteRequest<'a>,
-    ) -> BoxFuture<'a, Result<Rewrites, RewriteError>>;
+    fn rewrite<'a>(&'a self, request: RewriteRequest<'a>) -> BoxFuture<'a, Result<Rewrites, RewriteError>>;
 
     /// The model's name, as the answer reports it.
     fn model(&self) -> &str;

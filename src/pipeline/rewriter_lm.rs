@@ -28,12 +28,20 @@ impl LanguageModelRewriter {
         prompt: RewritePrompt,
         name: impl Into<String>,
     ) -> Self {
-        Self { engine, tokenizer, prompt, name: name.into() }
+        Self {
+            engine,
+            tokenizer,
+            prompt,
+            name: name.into(),
+        }
     }
 
     async fn candidates(&self, request: RewriteRequest<'_>) -> Result<Rewrites, RewriteError> {
         let failed = |error: &dyn std::fmt::Display| RewriteError::Failed(error.to_string());
-        let source = self.tokenizer.encode(request.sentence).map_err(|error| failed(&error))?;
+        let source = self
+            .tokenizer
+            .encode(request.sentence)
+            .map_err(|error| failed(&error))?;
         let prompt = self.prompt.tokens(&source);
         let prompt_tokens = prompt.len();
         let generation = Generation {
@@ -42,19 +50,40 @@ impl LanguageModelRewriter {
             // A rewrite is about as long as its source; one that runs on is of no use.
             max_new_tokens: source.len() + source.len() / 2 + 8,
             candidates: request.candidates,
-            sampling: Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed: request.seed },
-            adapter: request.adapter.adapter().map(|adapter| (adapter.clone(), request.strength)),
+            sampling: Sampling {
+                temperature: TEMPERATURE,
+                top_p: TOP_P,
+                seed: request.seed,
+            },
+            adapter: request
+                .adapter
+                .adapter()
+                .map(|adapter| (adapter.clone(), request.strength)),
             deadline: request.deadline,
         };
         let generated = self.engine.generate(generation).await?;
-        let completion_tokens = generated.completions.iter().map(|completion| completion.tokens.len()).sum();
+        let completion_tokens = generated
+            .completions
+            .iter()
+            .map(|completion| completion.tokens.len())
+            .sum();
         let mut seen = HashSet::new();
         let mut candidates = Vec::with_capacity(generated.completions.len());
-        for completion in generated.completions.into_iter().filter(|completion| completion.finished) {
-            let text = self.tokenizer.decode(&completion.tokens).map_err(|error| failed(&error))?;
+        for completion in generated
+            .completions
+            .into_iter()
+            .filter(|completion| completion.finished)
+        {
+            let text = self
+                .tokenizer
+                .decode(&completion.tokens)
+                .map_err(|error| failed(&error))?;
             let text = text.trim().to_owned();
             if seen.insert(text.clone()) {
-                candidates.push(Candidate { text, mean_nll: completion.mean_nll });
+                candidates.push(Candidate {
+                    text,
+                    mean_nll: completion.mean_nll,
+                });
             }
         }
         Ok(Rewrites {
@@ -80,7 +109,9 @@ impl Rewriter for LanguageModelRewriter {
 impl From<EngineError> for RewriteError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Overloaded => Self::Overloaded { retry_after: Duration::from_secs(1) },
+            EngineError::Overloaded => Self::Overloaded {
+                retry_after: Duration::from_secs(1),
+            },
             EngineError::DeadlinePassed => Self::DeadlinePassed,
             EngineError::Stopped => Self::Cancelled,
             EngineError::Invalid(_) | EngineError::Failed(_) => Self::Failed(error.to_string()),

@@ -40,21 +40,13 @@ impl Similarity for SimilarityScorer {
 /// A toxicity that can be compared: a score that is not a number counts as toxic.
 pub(super) fn toxicity_of(scorer: &dyn Toxicity, text: &str) -> f32 {
     let score = scorer.score(text);
-    if score.is_nan() {
-        1.0
-    } else {
-        score.clamp(0.0, 1.0)
-    }
+    if score.is_nan() { 1.0 } else { score.clamp(0.0, 1.0) }
 }
 
 /// A similarity that can be compared: a score that is not a number counts as none.
 pub(super) fn similarity_of(scorer: &dyn Similarity, source: &str, rewrite: &str) -> f32 {
     let score = scorer.score(source, rewrite);
-    if score.is_nan() {
-        0.0
-    } else {
-        score.clamp(0.0, 1.0)
-    }
+    if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
 }
 
 /// A toxicity that does not see the code, addresses and markup of a sentence: an odd word in one

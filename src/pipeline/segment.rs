@@ -202,13 +202,9 @@ mod tests {
         for sentence in split(text, format) {
             prop_assert_eq!(sentence.range.start, at);
             prop_assert!(sentence.range.end > at);
-            let Sentence {
-                range, body, core, ..
-            } = sentence;
+            let Sentence { range, body, core, .. } = sentence;
             prop_assert!(range.start <= body.start && body.end <= range.end);
-            prop_assert!(
-                body.start <= core.start && core.start <= core.end && core.end <= body.end
-            );
+            prop_assert!(body.start <= core.start && core.start <= core.end && core.end <= body.end);
             for range in [&range, &body, &core] {
                 prop_assert!(text.get(range.clone()).is_some());
             }
@@ -222,13 +218,7 @@ mod tests {
     fn sentences_lines_and_white_space() {
         assert_eq!(
             cores("Hi there.  You fool!\nWhat now?\r\n\r\n  1. First. 2. Second. !!!\n"),
-            [
-                "Hi there.",
-                "You fool!",
-                "What now?",
-                "First.",
-                "2. Second. !!!"
-            ]
+            ["Hi there.", "You fool!", "What now?", "First.", "2. Second. !!!"]
         );
         assert_eq!(
             cores("haha , you fool ! where are you"),
@@ -303,17 +293,10 @@ mod tests {
 
     #[test]
     fn a_sentence_over_the_end_of_a_window_stays_whole() {
-        let text = format!(
-            "{}Here is one more of them.",
-            "This is a plain sentence. ".repeat(80)
-        );
+        let text = format!("{}Here is one more of them.", "This is a plain sentence. ".repeat(80));
         let cores = cores(&text);
         assert_eq!(cores.len(), 81);
-        assert!(
-            cores[..80]
-                .iter()
-                .all(|core| *core == "This is a plain sentence.")
-        );
+        assert!(cores[..80].iter().all(|core| *core == "This is a plain sentence."));
     }
 
     #[test]
@@ -362,14 +345,9 @@ mod tests {
                 let count = sentences(&text, &spans).len();
                 let took = start.elapsed();
                 if took > Duration::from_millis(500) {
-                    eprintln!(
-                        "{unit:?} {format:?}: spans {found:?}, all {took:?}, {count} sentences"
-                    );
+                    eprintln!("{unit:?} {format:?}: spans {found:?}, all {took:?}, {count} sentences");
                 }
-                assert!(
-                    took < Duration::from_secs(10),
-                    "{unit:?} {format:?} took {took:?}"
-                );
+                assert!(took < Duration::from_secs(10), "{unit:?} {format:?} took {took:?}");
             }
         }
     }

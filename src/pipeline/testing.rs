@@ -25,10 +25,7 @@ fn weight(word: &str) -> f32 {
 
 impl Toxicity for WordToxicity {
     fn score(&self, text: &str) -> f32 {
-        let clean: f32 = text
-            .unicode_words()
-            .map(|word| 1.0 - weight(word))
-            .product();
+        let clean: f32 = text.unicode_words().map(|word| 1.0 - weight(word)).product();
         1.0 - clean
     }
 
@@ -44,9 +41,7 @@ pub(super) struct WordSimilarity;
 
 impl Similarity for WordSimilarity {
     fn score(&self, source: &str, rewrite: &str) -> f32 {
-        let words = |text: &str| -> HashSet<String> {
-            text.unicode_words().map(str::to_lowercase).collect()
-        };
+        let words = |text: &str| -> HashSet<String> { text.unicode_words().map(str::to_lowercase).collect() };
         let (a, b) = (words(source), words(rewrite));
         let most = a.len().max(b.len()).max(1);
         a.intersection(&b).count() as f32 / most as f32
@@ -79,10 +74,7 @@ impl<F> Rewriter for FakeRewriter<F>
 where
     F: Fn(&str) -> Result<Vec<String>, RewriteError> + Send + Sync + 'static,
 {
-    fn rewrite<'a>(
-        &'a self,
-        request: RewriteRequest<'a>,
-    ) -> BoxFuture<'a, Result<Rewrites, RewriteError>> {
+    fn rewrite<'a>(&'a self, request: RewriteRequest<'a>) -> BoxFuture<'a, Result<Rewrites, RewriteError>> {
         Box::pin(async move {
             self.asked.lock().unwrap().push(request.sentence.to_owned());
             let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
@@ -94,10 +86,7 @@ where
                 completion_tokens: texts.len(),
                 candidates: texts
                     .into_iter()
-                    .map(|text| Candidate {
-                        text,
-                        mean_nll: 1.0,
-                    })
+                    .map(|text| Candidate { text, mean_nll: 1.0 })
                     .collect(),
                 prompt_tokens: 10,
                 queue: Duration::from_millis(1),

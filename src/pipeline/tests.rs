@@ -20,11 +20,7 @@ where
     F: Fn(&str) -> Result<Vec<String>, RewriteError> + Send + Sync + 'static,
 {
     let rewriter = Arc::new(FakeRewriter::new(answer));
-    let detoxifier = Detoxifier::new(
-        rewriter.clone(),
-        Arc::new(WordToxicity),
-        Arc::new(WordSimilarity),
-    );
+    let detoxifier = Detoxifier::new(rewriter.clone(), Arc::new(WordToxicity), Arc::new(WordSimilarity));
     (detoxifier, rewriter)
 }
 
@@ -38,11 +34,7 @@ fn leave_out(sentence: &str) -> Result<Vec<String>, RewriteError> {
 }
 
 fn actions(result: &Detoxified) -> Vec<SegmentAction> {
-    result
-        .segments
-        .iter()
-        .map(|segment| segment.action)
-        .collect()
+    result.segments.iter().map(|segment| segment.action).collect()
 }
 
 #[tokio::test]
@@ -62,18 +54,11 @@ async fn segments_are_observed_in_order_and_before_the_end() {
     let asked = Mutex::new(Vec::new());
     let observed = Mutex::new(Vec::new());
     let observer = |segment: &Segment| {
-        asked
-            .lock()
-            .unwrap()
-            .push(rewriter.asked.lock().unwrap().len());
+        asked.lock().unwrap().push(rewriter.asked.lock().unwrap().len());
         observed.lock().unwrap().push(segment.clone());
     };
-    let text =
-        "Fine day. You are stupid people. So be it. You are stupid people. He is an idiot man.";
-    let result = detoxifier
-        .detoxify_observed(text, &options(), &observer)
-        .await
-        .unwrap();
+    let text = "Fine day. You are stupid people. So be it. You are stupid people. He is an idiot man.";
+    let result = detoxifier.detoxify_observed(text, &options(), &observer).await.unwrap();
     assert_eq!(result.segments, *observed.lock().unwrap());
     assert_eq!(result.segments.len(), 5);
     assert_eq!(asked.lock().unwrap()[0], 0, "before the model is asked");
@@ -94,14 +79,7 @@ async fn always_and_whole_text_are_for_evaluation() {
     let fine = "Fine day, isn't it?";
     detoxifier.detoxify(fine, &all).await.unwrap();
     assert_eq!(rewriter.asked.lock().unwrap().len(), 2);
-    assert!(
-        detoxifier
-            .detoxify("", &all)
-            .await
-            .unwrap()
-            .segments
-            .is_empty()
-    );
+    assert!(detoxifier.detoxify("", &all).await.unwrap().segments.is_empty());
 }
 
 #[tokio::test]
@@ -117,31 +95,19 @@ async fn only_the_toxic_sentence_changes() {
     assert_eq!(actions(&result), [Kept, Rewritten, Rewritten, Kept]);
     assert_eq!(result.segments[1].start, 13);
     assert!((result.toxicity.input - 0.9).abs() < 1e-6 && result.toxicity.output == 0.0);
-    assert_eq!(
-        apply(text, &result.edits).as_deref(),
-        Some(result.text.as_str())
-    );
+    assert_eq!(apply(text, &result.edits).as_deref(), Some(result.text.as_str()));
     assert_eq!(
         *rewriter.asked.lock().unwrap(),
-        [
-            "Bob and Anna are stupid people.",
-            "You idiot, Anna, see 3 cats."
-        ]
+        ["Bob and Anna are stupid people.", "You idiot, Anna, see 3 cats."]
     );
     assert_eq!(result.usage.prompt_tokens, 20);
-    assert_eq!(
-        (result.adapter.as_str(), result.model.as_str()),
-        ("none@0", "fake")
-    );
+    assert_eq!((result.adapter.as_str(), result.model.as_str()), ("none@0", "fake"));
 }
 
 #[tokio::test]
 async fn the_answer_is_the_contracts() {
     let (detoxifier, _) = detoxifier(leave_out);
-    let result = detoxifier
-        .detoxify("See the idiot go.", &options())
-        .await
-        .unwrap();
+    let result = detoxifier.detoxify("See the idiot go.", &options()).await.unwrap();
     let json = serde_json::to_value(&result).unwrap();
     assert_eq!(
         json["edits"],
@@ -196,10 +162,7 @@ async fn a_failure_fails_the_whole_text() {
         ..options()
     };
     let result = detoxifier.detoxify("Fine.", &late).await;
-    assert_eq!(
-        result,
-        Err(DetoxifyError::Rewrite(RewriteError::DeadlinePassed))
-    );
+    assert_eq!(result, Err(DetoxifyError::Rewrite(RewriteError::DeadlinePassed)));
 }
 
 #[tokio::test]
@@ -207,27 +170,17 @@ async fn fallbacks() {
     let (detoxifier, _) = detoxifier(|_: &str| Ok(vec![String::new(), "You idiot!".into()]));
     let text = "Fine.  You idiot! Bye.";
     for (fallback, expected, action) in [
-        (
-            Fallback::Mask,
-            "Fine.  You ***! Bye.",
-            SegmentAction::Masked,
-        ),
+        (Fallback::Mask, "Fine.  You ***! Bye.", SegmentAction::Masked),
         (Fallback::Block, "Fine.   Bye.", SegmentAction::Blocked),
         (Fallback::Annotate, text, SegmentAction::Annotated),
     ] {
-        let options = Options {
-            fallback,
-            ..options()
-        };
+        let options = Options { fallback, ..options() };
         let result = detoxifier.detoxify(text, &options).await.unwrap();
         assert_eq!(result.text, expected);
         assert_eq!(result.segments[1].action, action);
         assert_eq!(result.rejections, [Rejection::Empty, Rejection::Toxic]);
     }
-    let result = detoxifier
-        .detoxify("Ask @idiot now.", &options())
-        .await
-        .unwrap();
+    let result = detoxifier.detoxify("Ask @idiot now.", &options()).await.unwrap();
     assert_eq!(actions(&result), [SegmentAction::Blocked]);
     assert_eq!(result.text, "");
 }
@@ -242,10 +195,7 @@ async fn actions_without_a_model() {
     };
     let result = detoxifier.detoxify(text, &annotate).await.unwrap();
     assert_eq!((result.text.as_str(), result.changed), (text, false));
-    assert_eq!(
-        actions(&result),
-        [SegmentAction::Kept, SegmentAction::Annotated]
-    );
+    assert_eq!(actions(&result), [SegmentAction::Kept, SegmentAction::Annotated]);
     assert!((result.toxicity.output - 0.9).abs() < 1e-6);
     let block = Options {
         action: Action::Block,
@@ -256,15 +206,9 @@ async fn actions_without_a_model() {
         (result.text.as_str(), result.changed, result.similarity),
         ("", true, 0.0)
     );
-    assert_eq!(
-        actions(&result),
-        [SegmentAction::Blocked, SegmentAction::Blocked]
-    );
+    assert_eq!(actions(&result), [SegmentAction::Blocked, SegmentAction::Blocked]);
     assert_eq!(apply(text, &result.edits).as_deref(), Some(""));
-    assert_eq!(
-        detoxifier.detoxify("Fine.", &block).await.unwrap().text,
-        "Fine."
-    );
+    assert_eq!(detoxifier.detoxify("Fine.", &block).await.unwrap().text, "Fine.");
     assert!(rewriter.asked.lock().unwrap().is_empty());
 }
 
@@ -283,10 +227,7 @@ async fn markdown_structure_survives() {
         "# You there\n\n```\nidiot()\n```\n\n> stupid quote\n\nRun `stupid x` you *** now.\n"
     );
     assert_eq!(rewriter.asked.lock().unwrap().len(), 2);
-    assert!(
-        (result.toxicity.output - 0.8).abs() < 1e-6,
-        "the quote is reported"
-    );
+    assert!((result.toxicity.output - 0.8).abs() < 1e-6, "the quote is reported");
 }
 
 #[tokio::test]
@@ -327,11 +268,7 @@ async fn a_large_text_is_quick() {
     let text = "You are an idiot. This is fine.\n".repeat(1 << 14);
     let start = Instant::now();
     detoxifier.detoxify(&text, &options()).await.unwrap();
-    assert!(
-        start.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 /// Candidates that a model should never give, and now and then does.

@@ -67,14 +67,9 @@ fn close_up(text: &str) -> String {
 
 /// The second half of a contraction that was taken apart: `'m`, `n't`.
 fn is_contraction(word: &str) -> bool {
-    let word = word
-        .trim_end_matches(|c| ".,!?;:…".contains(c))
-        .to_lowercase();
+    let word = word.trim_end_matches(|c| ".,!?;:…".contains(c)).to_lowercase();
     let word = word.replace('’', "'");
-    matches!(
-        word.as_str(),
-        "'s" | "'m" | "'re" | "'ve" | "'ll" | "'d" | "'t" | "n't"
-    )
+    matches!(word.as_str(), "'s" | "'m" | "'re" | "'ve" | "'ll" | "'d" | "'t" | "n't")
 }
 
 fn restore_case(source: &str, candidate: &str) -> String {
@@ -95,14 +90,10 @@ fn restore_case(source: &str, candidate: &str) -> String {
             Some(form) if index == 0 && first_is_upper => capitalised(old[form]),
             Some(form) => old[form].to_owned(),
             None if shouts => word.to_uppercase(),
-            None if !is_lower && is_lower_i(word) && !old.iter().any(|word| is_lower_i(word)) => {
-                capitalised(word)
-            }
+            None if !is_lower && is_lower_i(word) && !old.iter().any(|word| is_lower_i(word)) => capitalised(word),
             None if index > 0 || old.is_empty() => word.to_owned(),
             None if first_is_upper => capitalised(word),
-            None if is_title(word) && starts_lower(old[0]) && !is_lower_i(&word.to_lowercase()) => {
-                word.to_lowercase()
-            }
+            None if is_title(word) && starts_lower(old[0]) && !is_lower_i(&word.to_lowercase()) => word.to_lowercase(),
             None => word.to_owned(),
         };
         text.push_str(&restored);
@@ -252,10 +243,7 @@ mod tests {
             ),
             "I'm sure you're not smart, my friend!"
         );
-        assert_eq!(
-            tidy("You couldn't, idiot.", "you could n't ."),
-            "You couldn't."
-        );
+        assert_eq!(tidy("You couldn't, idiot.", "you could n't ."), "You couldn't.");
         assert_eq!(tidy("You fool :)", "you :)"), "You :)");
     }
 
@@ -269,10 +257,7 @@ mod tests {
         assert_eq!(tidy("Stop it, idiot!!!", "Stop it"), "Stop it!!!");
         assert_eq!(tidy("so stupid...", "so unwise."), "so unwise...");
         assert_eq!(tidy("you idiot", "you."), "you");
-        assert_eq!(
-            tidy("Shut up.", "Could you be quiet?"),
-            "Could you be quiet?"
-        );
+        assert_eq!(tidy("Shut up.", "Could you be quiet?"), "Could you be quiet?");
     }
 
     #[test]

@@ -40,9 +40,7 @@ pub(super) fn core_of(text: &str, spans: &[Span], body: &Range<usize>) -> Range<
     while let Some(c) = text[start..end].chars().next() {
         let next = spans.partition_point(|span| span.range.start < start);
         match spans.get(next) {
-            Some(span)
-                if span.range.start == start && span.range.end <= end && span.kind == Kind::Url =>
-            {
+            Some(span) if span.range.start == start && span.range.end <= end && span.kind == Kind::Url => {
                 start = span.range.end;
             }
             _ if c.is_whitespace() || is_harmless_emoji(c) => start += c.len_utf8(),
@@ -52,9 +50,7 @@ pub(super) fn core_of(text: &str, spans: &[Span], body: &Range<usize>) -> Range<
     while let Some(c) = text[start..end].chars().next_back() {
         let next = spans.partition_point(|span| span.range.end < end);
         match spans.get(next) {
-            Some(span)
-                if span.range.end == end && span.range.start >= start && span.kind == Kind::Url =>
-            {
+            Some(span) if span.range.end == end && span.range.start >= start && span.kind == Kind::Url => {
                 end = span.range.start;
             }
             _ if c.is_whitespace() || is_harmless_emoji(c) => end -= c.len_utf8(),
@@ -70,13 +66,7 @@ fn is_harmless_emoji(c: char) -> bool {
     is_emoji
         && !matches!(
             c,
-            '\u{1F595}'
-                | '\u{1F4A9}'
-                | '\u{1F921}'
-                | '\u{1F437}'
-                | '\u{1F416}'
-                | '\u{1F412}'
-                | '\u{1F435}'
+            '\u{1F595}' | '\u{1F4A9}' | '\u{1F921}' | '\u{1F437}' | '\u{1F416}' | '\u{1F412}' | '\u{1F435}'
         )
 }
 

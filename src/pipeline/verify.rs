@@ -107,10 +107,7 @@ impl Verifier<'_> {
     pub fn rank(&self, source: &Source<'_>, candidates: &[Candidate]) -> Ranking {
         let mut ranking = Ranking::default();
         for (index, candidate) in candidates.iter().enumerate() {
-            if candidates[..index]
-                .iter()
-                .any(|other| other.text == candidate.text)
-            {
+            if candidates[..index].iter().any(|other| other.text == candidate.text) {
                 continue;
             }
             match self.judge(source, candidate) {
@@ -126,11 +123,7 @@ impl Verifier<'_> {
         // Cheap checks first, so that nothing expensive sees a text of any length.
         check_words(source, &candidate.text)?;
         self.check_length(source, &candidate.text)?;
-        let text = restore(
-            source.core,
-            source.spans,
-            &tidy(source.core, &candidate.text),
-        );
+        let text = restore(source.core, source.spans, &tidy(source.core, &candidate.text));
         check_text(source, &text)?;
         let sentence = [source.before, &text, source.after].concat();
         let toxicity = toxicity_of(self.toxicity, &sentence);
@@ -155,19 +148,11 @@ impl Verifier<'_> {
         let length = source.core.chars().count() as f32;
         let slack = weights.length_slack as f32;
         let own = text.trim().chars().count() as f32;
-        let fits = own >= length * weights.min_length_ratio - slack
-            && own <= length * weights.max_length_ratio + slack;
+        let fits = own >= length * weights.min_length_ratio - slack && own <= length * weights.max_length_ratio + slack;
         if fits { Ok(()) } else { Err(Rejection::Length) }
     }
 
-    fn score(
-        &self,
-        source: &Source<'_>,
-        text: &str,
-        toxicity: f32,
-        similarity: f32,
-        mean_nll: f32,
-    ) -> f32 {
+    fn score(&self, source: &Source<'_>, text: &str, toxicity: f32, similarity: f32, mean_nll: f32) -> f32 {
         let weights = self.weights;
         // A likelihood that is not a number is the worst there is.
         let nll = if mean_nll.is_nan() {
@@ -194,11 +179,7 @@ impl Verifier<'_> {
 fn check_words(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
     let has_words = |text: &str| text.chars().any(char::is_alphanumeric);
     let is_empty = text.trim().is_empty() || (has_words(source.core) && !has_words(text));
-    if is_empty {
-        Err(Rejection::Empty)
-    } else {
-        Ok(())
-    }
+    if is_empty { Err(Rejection::Empty) } else { Ok(()) }
 }
 
 /// What can be told from the text alone.
@@ -331,9 +312,6 @@ mod tests {
             text: "you".into(),
             mean_nll: 0.0,
         };
-        assert_eq!(
-            verifier.rank(&source, &[candidate]).rejected,
-            [Rejection::Toxic]
-        );
+        assert_eq!(verifier.rank(&source, &[candidate]).rejected, [Rejection::Toxic]);
     }
 }

@@ -49,7 +49,10 @@ impl Calibration {
                 break;
             }
         }
-        Calibration { slope: slope as f32, intercept: intercept as f32 }
+        Calibration {
+            slope: slope as f32,
+            intercept: intercept as f32,
+        }
     }
 }
 
@@ -118,7 +121,11 @@ fn area_under_curve(predictions: &[(f32, bool)]) -> f64 {
         below += negatives;
     }
     let positives = predictions.len() as f64 - below;
-    if positives * below == 0.0 { 0.5 } else { area / (positives * below) }
+    if positives * below == 0.0 {
+        0.5
+    } else {
+        area / (positives * below)
+    }
 }
 
 #[cfg(test)]
@@ -127,7 +134,10 @@ mod tests {
 
     #[test]
     fn fit_recovers_a_known_sigmoid() {
-        let truth = Calibration { slope: 1.7, intercept: -0.4 };
+        let truth = Calibration {
+            slope: 1.7,
+            intercept: -0.4,
+        };
         let held_out: Vec<_> = (-40..=40)
             .flat_map(|m| {
                 let margin = m as f32 / 10.0;
@@ -136,7 +146,10 @@ mod tests {
             })
             .collect();
         let fitted = Calibration::fit(&held_out);
-        assert!((fitted.slope - 1.7).abs() < 1e-3 && (fitted.intercept + 0.4).abs() < 1e-3, "{fitted:?}");
+        assert!(
+            (fitted.slope - 1.7).abs() < 1e-3 && (fitted.intercept + 0.4).abs() < 1e-3,
+            "{fitted:?}"
+        );
     }
 
     #[test]

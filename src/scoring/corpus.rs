@@ -56,14 +56,25 @@ pub struct Parallel {
 
 /// The lines of a text file.
 pub fn lines(path: &Path) -> Result<Vec<String>, CorpusError> {
-    let text = std::fs::read_to_string(path).map_err(|source| CorpusError::Io { path: path.to_owned(), source })?;
-    Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
+    let text = std::fs::read_to_string(path).map_err(|source| CorpusError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The values of a file with one JSON value a line.
 pub fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, CorpusError> {
     let parse = |(at, line): (usize, String)| {
-        serde_json::from_str(&line).map_err(|source| CorpusError::Line { path: path.to_owned(), line: at + 1, source })
+        serde_json::from_str(&line).map_err(|source| CorpusError::Line {
+            path: path.to_owned(),
+            line: at + 1,
+            source,
+        })
     };
     lines(path)?.into_iter().enumerate().map(parse).collect()
 }
@@ -86,7 +97,9 @@ impl Held {
 
 /// Equal for texts with the same words in the same order.
 pub fn key(text: &str) -> u64 {
-    views(text).first().map_or(0, |view| word_hash(&view.words().collect::<Vec<_>>().join(" ")))
+    views(text)
+        .first()
+        .map_or(0, |view| word_hash(&view.words().collect::<Vec<_>>().join(" ")))
 }
 
 /// Traces of how a text was collected, which would betray its class: HTML entities and retweet heads go.
@@ -95,7 +108,10 @@ pub fn clean(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find('&') {
         cleaned.push_str(&rest[..at]);
-        let entity = rest[at + 1..].find(';').filter(|&end| end <= 8).map(|end| &rest[at + 1..at + 1 + end]);
+        let entity = rest[at + 1..]
+            .find(';')
+            .filter(|&end| end <= 8)
+            .map(|end| &rest[at + 1..at + 1 + end]);
         match entity.filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'#')) {
             Some(name) => {
                 cleaned.push_str(match name {
@@ -114,7 +130,10 @@ pub fn clean(text: &str) -> String {
         }
     }
     cleaned.push_str(rest);
-    let kept: Vec<&str> = cleaned.split_whitespace().filter(|word| !matches!(*word, "RT" | "[URL]" | "URL")).collect();
+    let kept: Vec<&str> = cleaned
+        .split_whitespace()
+        .filter(|word| !matches!(*word, "RT" | "[URL]" | "URL"))
+        .collect();
     kept.join(" ")
 }
 
@@ -134,9 +153,14 @@ pub fn sentences(text: &str) -> impl Iterator<Item = &str> {
 pub fn starred(text: &str, random: &mut Random) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
-        let vowel = word.char_indices().skip(1).find(|(at, c)| at + 1 < word.len() && matches!(c, 'a' | 'e' | 'i' | 'o' | 'u'));
+        let vowel = word
+            .char_indices()
+            .skip(1)
+            .find(|(at, c)| at + 1 < word.len() && matches!(c, 'a' | 'e' | 'i' | 'o' | 'u'));
         match vowel {
-            Some((at, _)) if word.len() >= 4 && random.below(2) == 0 => words.push(format!("{}*{}", &word[..at], &word[at + 1..])),
+            Some((at, _)) if word.len() >= 4 && random.below(2) == 0 => {
+                words.push(format!("{}*{}", &word[..at], &word[at + 1..]))
+            }
             _ => words.push(word.to_owned()),
         }
     }

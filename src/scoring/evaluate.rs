@@ -38,22 +38,38 @@ pub struct Evaluation {
 pub fn evaluate(scorer: &ToxicityScorer, data: &Path) -> Result<Evaluation, CorpusError> {
     let labelled: Vec<Labelled> = json_lines(&data.join("toxicity/valid.jsonl"))?;
     let parallel: Vec<Parallel> = json_lines(&data.join("detox/valid.jsonl"))?;
-    let comments: Vec<String> = lines(&data.join("text/comments.neutral.txt"))?.into_iter().step_by(2).collect(); // the others are for training
-    let scored: Vec<(f32, bool)> = labelled.iter().map(|row| (scorer.score(&clean(&row.text)), row.label != 0)).collect();
+    let comments: Vec<String> = lines(&data.join("text/comments.neutral.txt"))?
+        .into_iter()
+        .step_by(2)
+        .collect(); // the others are for training
+    let scored: Vec<(f32, bool)> = labelled
+        .iter()
+        .map(|row| (scorer.score(&clean(&row.text)), row.label != 0))
+        .collect();
     let mut names: Vec<&str> = labelled.iter().map(|row| row.source.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     let by_source = names.into_iter().map(|name| {
         let of_source = labelled.iter().zip(&scored).filter(|(row, _)| row.source == name);
         let result = Reliability::of(&of_source.map(|(_, scored)| *scored).collect::<Vec<_>>());
-        (name.to_owned(), result.n, result.auc, result.detected, result.false_positives)
+        (
+            name.to_owned(),
+            result.n,
+            result.auc,
+            result.detected,
+            result.false_positives,
+        )
     });
     let pairs: Vec<(f32, bool)> = parallel
         .iter()
         .flat_map(|row| std::iter::once((&row.toxic, true)).chain(row.neutral.iter().map(|text| (text, false))))
         .map(|(text, toxic)| (scorer.score(text), toxic))
         .collect();
-    let worst = |text: &str| sentences(text).map(|sentence| scorer.score(sentence)).fold(0.0, f32::max);
+    let worst = |text: &str| {
+        sentences(text)
+            .map(|sentence| scorer.score(sentence))
+            .fold(0.0, f32::max)
+    };
     let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
     let begun = std::time::Instant::now();
     let parts: Vec<&str> = comments.iter().flat_map(|text| sentences(text)).collect();
@@ -63,13 +79,22 @@ pub fn evaluate(scorer: &ToxicityScorer, data: &Path) -> Result<Evaluation, Corp
     of_comments.sort_by(|a, b| b.total_cmp(a));
     let threshold = of_comments.get(of_comments.len() / 40).copied().unwrap_or(0.5);
     Ok(Evaluation {
-        detected_at_2_5_percent: share(parallel.iter().filter(|row| worst(&row.toxic) > threshold).count(), parallel.len()),
+        detected_at_2_5_percent: share(
+            parallel.iter().filter(|row| worst(&row.toxic) > threshold).count(),
+            parallel.len(),
+        ),
         threshold_at_2_5_percent: threshold,
         labelled: Reliability::of(&scored),
         by_source: by_source.collect(),
         parallel: Reliability::of(&pairs),
-        parallel_detected_by_sentence: share(parallel.iter().filter(|row| worst(&row.toxic) > 0.5).count(), parallel.len()),
-        comments_false_positives: share(comments.iter().filter(|text| scorer.score(text) > 0.5).count(), comments.len()),
+        parallel_detected_by_sentence: share(
+            parallel.iter().filter(|row| worst(&row.toxic) > 0.5).count(),
+            parallel.len(),
+        ),
+        comments_false_positives: share(
+            comments.iter().filter(|text| scorer.score(text) > 0.5).count(),
+            comments.len(),
+        ),
         comments_touched: share(comments.iter().filter(|text| worst(text) > 0.5).count(), comments.len()),
         group_false_positives: groups::HELD_OUT
             .iter()

@@ -63,7 +63,9 @@ const PAIR: u64 = 0x2545_f491_4f6c_dd1d;
 const SKIP: u64 = 0x8cb9_2ba7_2f3d_8dd7;
 
 fn step(hash: u64, c: char) -> u64 {
-    (hash ^ u64::from(c)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23)
+    (hash ^ u64::from(c))
+        .wrapping_mul(0x0000_0100_0000_01b3)
+        .rotate_left(23)
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -99,7 +101,10 @@ impl Extractor {
         });
         for block in [&mut self.words, &mut self.characters] {
             block.sort_unstable();
-            let squares: f32 = block.chunk_by(|a, b| a == b).map(|same| sublinear(same.len()).powi(2)).sum();
+            let squares: f32 = block
+                .chunk_by(|a, b| a == b)
+                .map(|same| sublinear(same.len()).powi(2))
+                .sum();
             let scale = squares.max(1.0).sqrt().recip();
             for same in block.chunk_by(|a, b| a == b) {
                 take(same[0], sublinear(same.len()) * scale, same.len() as u32);

@@ -93,13 +93,18 @@ pub fn fit(rows: &Rows, examples: &[Example], dimensions: usize, passes: usize, 
     let mut weights = vec![0f32; dimensions];
     let mut bias = 0f32;
     let mut logits: Vec<f32> = vec![-6.0; examples.len()];
-    let squares: Vec<f32> = examples.iter().map(|e| BIAS * BIAS + rows.row(e.row).iter().map(|f| f.1 * f.1).sum::<f32>()).collect();
+    let squares: Vec<f32> = examples
+        .iter()
+        .map(|e| BIAS * BIAS + rows.row(e.row).iter().map(|f| f.1 * f.1).sum::<f32>())
+        .collect();
     let mut order: Vec<usize> = (0..examples.len()).collect();
     let mut random = Random(seed);
     for (example, &logit) in examples.iter().zip(&logits) {
         let step = example.sign() * example.cost * sigmoid(logit);
         bias += step * BIAS;
-        rows.row(example.row).iter().for_each(|&(index, value)| weights[index as usize] += step * value);
+        rows.row(example.row)
+            .iter()
+            .for_each(|&(index, value)| weights[index as usize] += step * value);
     }
     for _ in 0..passes {
         random.shuffle(&mut order);
@@ -121,10 +126,14 @@ pub fn fit(rows: &Rows, examples: &[Example], dimensions: usize, passes: usize, 
             logits[at] = logit;
             let step = example.sign() * (example.cost * sigmoid(logit) - old);
             bias += step * BIAS;
-            row.iter().for_each(|&(index, value)| weights[index as usize] += step * value);
+            row.iter()
+                .for_each(|&(index, value)| weights[index as usize] += step * value);
         }
     }
-    Linear { weights, bias: bias * BIAS }
+    Linear {
+        weights,
+        bias: bias * BIAS,
+    }
 }
 
 impl Example {
@@ -175,7 +184,13 @@ mod tests {
             rows.push(2 + at % 5, 0.5);
             rows.end_row();
         }
-        let examples: Vec<Example> = (0..40).map(|row| Example { row, positive: row % 2 == 1, cost: 4.0 }).collect();
+        let examples: Vec<Example> = (0..40)
+            .map(|row| Example {
+                row,
+                positive: row % 2 == 1,
+                cost: 4.0,
+            })
+            .collect();
         let model = fit(&rows, &examples, 8, 20, 1);
         for example in &examples {
             assert_eq!(model.margin(rows.row(example.row)) > 0.0, example.positive);

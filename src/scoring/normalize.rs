@@ -45,7 +45,10 @@ impl View {
         let start = self.buffer.len();
         self.buffer.extend(chars);
         if self.buffer.len() > start {
-            self.tokens.push(Token { text: start..self.buffer.len(), source });
+            self.tokens.push(Token {
+                text: start..self.buffer.len(),
+                source,
+            });
         }
     }
 
@@ -90,7 +93,8 @@ pub fn views(text: &str) -> Vec<View> {
 /// Pieces between white space, with their byte offsets.
 fn chunks(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let base = text.as_ptr() as usize;
-    text.split_whitespace().map(move |chunk| (chunk.as_ptr() as usize - base, chunk))
+    text.split_whitespace()
+        .map(move |chunk| (chunk.as_ptr() as usize - base, chunk))
 }
 
 /// Appends the words of `chunk` as written; says whether it could be a disguise.
@@ -105,15 +109,24 @@ fn push_plain(view: &mut View, chunk: &str, start: usize) -> bool {
         while at < bytes.len() {
             if !bytes[at].is_ascii_alphanumeric() {
                 // Sentence punctuation is ordinary at the edge of a chunk, and a disguise at most inside it.
-                suspicious |= !matches!(bytes[at], b'.' | b',' | b'?' | b'!' | b';' | b':' | b'"' | b'\'' | b'(' | b')')
-                    || (at > 0 && at + 1 < bytes.len() && bytes[at + 1].is_ascii_alphanumeric() && bytes[at] != b'\'');
+                suspicious |= !matches!(
+                    bytes[at],
+                    b'.' | b',' | b'?' | b'!' | b';' | b':' | b'"' | b'\'' | b'(' | b')'
+                ) || (at > 0
+                    && at + 1 < bytes.len()
+                    && bytes[at + 1].is_ascii_alphanumeric()
+                    && bytes[at] != b'\'');
                 at += 1;
                 continue;
             }
             let from = at;
             while at < bytes.len() && is_ascii_word(bytes, from, at) {
                 suspicious |= bytes[at].is_ascii_digit();
-                run = if at > from && bytes[at].eq_ignore_ascii_case(&bytes[at - 1]) { run + 1 } else { 1 };
+                run = if at > from && bytes[at].eq_ignore_ascii_case(&bytes[at - 1]) {
+                    run + 1
+                } else {
+                    1
+                };
                 suspicious |= run >= 3;
                 at += 1;
             }
@@ -147,7 +160,11 @@ fn is_ascii_word(bytes: &[u8], from: usize, at: usize) -> bool {
 
 fn push_normalised(view: &mut View, word: &str, start: usize) {
     let word = word.trim_end_matches(|c| is_apostrophe(c) || is_invisible(c));
-    let chars = word.chars().filter(|&c| !is_invisible(c)).nfkc().flat_map(char::to_lowercase);
+    let chars = word
+        .chars()
+        .filter(|&c| !is_invisible(c))
+        .nfkc()
+        .flat_map(char::to_lowercase);
     let chars = chars.map(|c| if is_apostrophe(c) { '\'' } else { c });
     view.push(chars.filter(|c| !c.is_whitespace()), start..start + word.len());
 }
@@ -158,7 +175,12 @@ fn is_reference(chunk: &str) -> bool {
     if bytes.len() < 4 || !bytes.iter().any(|b| matches!(b, b'@' | b'.' | b':')) {
         return false;
     }
-    let trimmed = chunk.trim_matches(|c: char| matches!(c, '(' | ')' | '<' | '>' | '"' | '\'' | ',' | ';' | '!' | '?' | '.' | ':'));
+    let trimmed = chunk.trim_matches(|c: char| {
+        matches!(
+            c,
+            '(' | ')' | '<' | '>' | '"' | '\'' | ',' | ';' | '!' | '?' | '.' | ':'
+        )
+    });
     if let Some(name) = trimmed.strip_prefix('@') {
         let name = name.split(['\'', '’', ':', ',', '.']).next().unwrap_or_default();
         // Two s after the sign are far more often a spelling of a word than the start of a name.
@@ -172,7 +194,9 @@ fn is_reference(chunk: &str) -> bool {
     if let Some((user, host)) = trimmed.split_once('@') {
         return user.len() >= 2 && host.contains('.') && !host.contains("..");
     }
-    const DOMAINS: [&str; 12] = ["com", "org", "net", "io", "gov", "edu", "co", "uk", "ly", "me", "tv", "ca"];
+    const DOMAINS: [&str; 12] = [
+        "com", "org", "net", "io", "gov", "edu", "co", "uk", "ly", "me", "tv", "ca",
+    ];
     let host = trimmed.split('/').next().unwrap_or_default();
     trimmed.is_ascii()
         && host.rsplit_once('.').is_some_and(|(name, domain)| {
@@ -195,7 +219,11 @@ fn undisguise(text: &str, longest_run: usize, ambiguous: &mut bool) -> View {
             if is_invisible(c) {
                 continue;
             }
-            for plain in std::iter::once(c).nfkd().filter(|&c| !is_combining_mark(c)).flat_map(char::to_lowercase) {
+            for plain in std::iter::once(c)
+                .nfkd()
+                .filter(|&c| !is_combining_mark(c))
+                .flat_map(char::to_lowercase)
+            {
                 chars.push((confusable(plain), source.clone()));
             }
         }
@@ -209,7 +237,10 @@ fn undisguise(text: &str, longest_run: usize, ambiguous: &mut bool) -> View {
 type Placed = (char, Range<usize>);
 
 fn is_separator(c: char) -> bool {
-    matches!(c, '.' | '-' | '_' | '*' | '~' | '·' | '•' | '+' | '=' | '^' | '/' | '\\' | ',')
+    matches!(
+        c,
+        '.' | '-' | '_' | '*' | '~' | '·' | '•' | '+' | '=' | '^' | '/' | '\\' | ','
+    )
 }
 
 fn is_word_or_disguise(c: char) -> bool {
@@ -220,14 +251,20 @@ fn is_word_or_disguise(c: char) -> bool {
 fn push_piece(view: &mut View, piece: &[Placed], longest_run: usize, ambiguous: &mut bool) {
     // Separators and closing signs at the edges are punctuation or emphasis.
     let edge = |c: char| is_separator(c) || matches!(c, '!' | '|' | '\'');
-    let Some(first) = piece.iter().position(|(c, _)| !edge(*c) || matches!(c, '!' | '|')) else { return };
+    let Some(first) = piece.iter().position(|(c, _)| !edge(*c) || matches!(c, '!' | '|')) else {
+        return;
+    };
     let last = piece.iter().rposition(|(c, _)| !edge(*c)).unwrap_or(first);
     if last < first {
         return;
     }
-    let starred_end = piece[..first].iter().all(|(c, _)| *c != '*') && piece[last + 1..].iter().filter(|(c, _)| *c == '*').count() > 1;
+    let starred_end = piece[..first].iter().all(|(c, _)| *c != '*')
+        && piece[last + 1..].iter().filter(|(c, _)| *c == '*').count() > 1;
     let piece = &piece[first..=if starred_end { piece.len() - 1 } else { last }];
-    let segments: Vec<&[Placed]> = piece.split(|(c, _)| is_separator(*c)).filter(|s| !s.is_empty()).collect();
+    let segments: Vec<&[Placed]> = piece
+        .split(|(c, _)| is_separator(*c))
+        .filter(|s| !s.is_empty())
+        .collect();
     let letters = piece.iter().filter(|(c, _)| c.is_alphabetic()).count();
     let all_short = segments.len() >= 3 && segments.iter().all(|s| s.len() <= 2);
     let has = |wanted: &[char]| piece.iter().any(|(c, _)| wanted.contains(c));
@@ -263,7 +300,9 @@ fn push_word(view: &mut View, word: &[Placed], longest_run: usize, ambiguous: &m
     };
     let mut end = 0;
     for (i, (c, source)) in word.iter().enumerate() {
-        let next_is_letter = word.get(i + 1).is_some_and(|(n, _)| n.is_alphanumeric() || matches!(n, '$' | '@' | '*'));
+        let next_is_letter = word
+            .get(i + 1)
+            .is_some_and(|(n, _)| n.is_alphanumeric() || matches!(n, '$' | '@' | '*'));
         let letter = match c {
             '!' | '|' if next_is_letter => Some('i'),
             '@' if letters > 0 && (next_is_letter || i > 0) => Some('a'),
@@ -311,7 +350,11 @@ fn push_word(view: &mut View, word: &[Placed], longest_run: usize, ambiguous: &m
 
 /// Letters that stand three times in a row or more.
 fn stretched_letters(word: &[Placed]) -> Vec<char> {
-    let mut found: Vec<char> = word.windows(3).filter(|w| w[0].0 == w[1].0 && w[1].0 == w[2].0).map(|w| w[0].0).collect();
+    let mut found: Vec<char> = word
+        .windows(3)
+        .filter(|w| w[0].0 == w[1].0 && w[1].0 == w[2].0)
+        .map(|w| w[0].0)
+        .collect();
     found.sort_unstable();
     found.dedup();
     found
@@ -324,7 +367,10 @@ fn join_spaced_letters(view: View, drop_first: bool, ambiguous: &mut bool) -> Vi
     let mut at = 0;
     while at < view.tokens.len() {
         let mut run = view.tokens[at..].iter().take_while(|token| single(token)).count();
-        let letters = view.tokens[at..at + run].iter().filter(|t| view.word(t).chars().all(char::is_alphabetic)).count();
+        let letters = view.tokens[at..at + run]
+            .iter()
+            .filter(|t| view.word(t).chars().all(char::is_alphabetic))
+            .count();
         let mut from = at;
         if run >= 3 && letters >= 2 && 2 * letters >= run {
             // "you are a i d i o t": the first letter may be a word of its own.
@@ -337,7 +383,10 @@ fn join_spaced_letters(view: View, drop_first: bool, ambiguous: &mut bool) -> Vi
             }
             let word = &view.tokens[from..at + run];
             let source = word[0].source.start..word[word.len() - 1].source.end;
-            joined.push(word.iter().flat_map(|t| view.word(t).chars()).map(digit_as_letter), source);
+            joined.push(
+                word.iter().flat_map(|t| view.word(t).chars()).map(digit_as_letter),
+                source,
+            );
         } else {
             run = run.max(1);
             for token in &view.tokens[at..at + run] {

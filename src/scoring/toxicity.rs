@@ -76,27 +76,44 @@ pub struct ToxicityScorer {
 impl ToxicityScorer {
     /// The scorer inside the binary.
     pub fn embedded() -> Result<Self, ScorerError> {
-        Self::new(Cow::Borrowed(EMBEDDED_WEIGHTS), serde_json::from_str(EMBEDDED_METADATA)?)
+        Self::new(
+            Cow::Borrowed(EMBEDDED_WEIGHTS),
+            serde_json::from_str(EMBEDDED_METADATA)?,
+        )
     }
 
     /// A scorer that `detoxd scorer train` wrote.
     pub fn from_folder(folder: &Path) -> Result<Self, ScorerError> {
         let read = |name: &str| {
             let path = folder.join(name);
-            std::fs::read(&path).map_err(|source| ScorerError::Io { path: path.display().to_string(), source })
+            std::fs::read(&path).map_err(|source| ScorerError::Io {
+                path: path.display().to_string(),
+                source,
+            })
         };
-        Self::new(Cow::Owned(read(WEIGHTS_FILE)?), serde_json::from_slice(&read(METADATA_FILE)?)?)
+        Self::new(
+            Cow::Owned(read(WEIGHTS_FILE)?),
+            serde_json::from_slice(&read(METADATA_FILE)?)?,
+        )
     }
 
     fn new(weights: Cow<'static, [u8]>, metadata: Metadata) -> Result<Self, ScorerError> {
         let expected = (FORMAT, BUCKET_BITS, 1usize << BUCKET_BITS);
         let found = (metadata.format, metadata.bucket_bits, weights.len());
         if expected != found {
-            let say = |(format, bits, bytes): (u32, u32, usize)| format!("format {format}, {bits} bits, {bytes} weights");
-            return Err(ScorerError::Mismatch { expected: say(expected), found: say(found) });
+            let say =
+                |(format, bits, bytes): (u32, u32, usize)| format!("format {format}, {bits} bits, {bytes} weights");
+            return Err(ScorerError::Mismatch {
+                expected: say(expected),
+                found: say(found),
+            });
         }
         let decoded = std::array::from_fn(|byte| decode(byte as u8, metadata.scale));
-        Ok(ToxicityScorer { weights, decoded, metadata })
+        Ok(ToxicityScorer {
+            weights,
+            decoded,
+            metadata,
+        })
     }
 
     /// Prior, calibration and layout.
@@ -125,9 +142,11 @@ impl ToxicityScorer {
         extractor.extract(view, |bucket, value, count| {
             *shares.entry(bucket).or_default() += value / count as f32;
         });
-        let mut words: Vec<(Range<usize>, f32)> = view.tokens().iter().map(|token| (token.source.clone(), 0.0)).collect();
+        let mut words: Vec<(Range<usize>, f32)> =
+            view.tokens().iter().map(|token| (token.source.clone(), 0.0)).collect();
         visit(view, |_, first, last, bucket| {
-            let logit = self.metadata.calibration.slope * self.weight(bucket) * shares.get(&bucket).copied().unwrap_or(0.0);
+            let logit =
+                self.metadata.calibration.slope * self.weight(bucket) * shares.get(&bucket).copied().unwrap_or(0.0);
             if first == last {
                 words[first].1 += logit;
             } else {

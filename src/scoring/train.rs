@@ -111,7 +111,11 @@ pub fn train(settings: &Settings, out: &Path, report: impl Fn(&str)) -> Result<S
         .enumerate()
         .map(|(row, &owner)| {
             let text = &texts[owner];
-            Example { row, positive: text.toxic, cost: settings.cost * text.weight }
+            Example {
+                row,
+                positive: text.toxic,
+                cost: settings.cost * text.weight,
+            }
         })
         .collect();
     let dimensions = 1 << BUCKET_BITS;
@@ -121,7 +125,11 @@ pub fn train(settings: &Settings, out: &Path, report: impl Fn(&str)) -> Result<S
     let model = fit(&rows, &examples, dimensions, settings.passes, settings.seed);
     let folds = |origin: Origin| {
         let chosen = texts.iter().zip(&held_out).filter(|(text, _)| text.origin == origin);
-        Reliability::of(&chosen.map(|(text, &margin)| (calibration.probability(margin), text.toxic)).collect::<Vec<_>>())
+        Reliability::of(
+            &chosen
+                .map(|(text, &margin)| (calibration.probability(margin), text.toxic))
+                .collect::<Vec<_>>(),
+        )
     };
     let count = |origin: Origin| texts.iter().filter(|text| text.origin == origin).count();
     let summary = Summary {
@@ -155,7 +163,13 @@ fn gather(settings: &Settings) -> Result<Vec<Text>, CorpusError> {
     let mut texts = Vec::new();
     let mut add = |text: String, toxic: bool, weight: f32, origin: Origin, group: u64| {
         if !held.contains(&text) {
-            texts.push(Text { text, toxic, weight, origin, group });
+            texts.push(Text {
+                text,
+                toxic,
+                weight,
+                origin,
+                group,
+            });
         }
     };
     for row in json_lines::<Labelled>(&path("toxicity/train.jsonl"))? {
@@ -190,16 +204,27 @@ fn gather(settings: &Settings) -> Result<Vec<Text>, CorpusError> {
         add(text, false, 1.0, Origin::Group, group);
     }
     if let Some(background) = &settings.background {
-        let obscene: HashSet<String> = lines(&path("lexicon.txt"))?.into_iter().map(|word| word.to_lowercase()).collect();
+        let obscene: HashSet<String> = lines(&path("lexicon.txt"))?
+            .into_iter()
+            .map(|word| word.to_lowercase())
+            .collect();
         let mut paragraphs = lines(background)?;
         random.shuffle(&mut paragraphs);
         let mut taken = 0;
         'paragraphs: for paragraph in paragraphs {
             for sentence in sentences(&paragraph) {
                 let words = sentence.split_whitespace().count();
-                let clean_enough = views(sentence).iter().all(|view| view.words().all(|word| !obscene.contains(word)));
+                let clean_enough = views(sentence)
+                    .iter()
+                    .all(|view| view.words().all(|word| !obscene.contains(word)));
                 if (3..=60).contains(&words) && clean_enough {
-                    add(sentence.to_owned(), false, settings.background_weight, Origin::Background, key(sentence));
+                    add(
+                        sentence.to_owned(),
+                        false,
+                        settings.background_weight,
+                        Origin::Background,
+                        key(sentence),
+                    );
                     taken += 1;
                     if taken >= settings.background_sentences {
                         break 'paragraphs;
@@ -239,11 +264,19 @@ fn extract(texts: &[Text]) -> (Rows, Vec<usize>) {
 fn feature_scale(rows: &Rows, min_texts: u32) -> Vec<f32> {
     let mut texts = vec![0u32; 1 << BUCKET_BITS];
     for row in 0..rows.len() {
-        rows.row(row).iter().for_each(|&(bucket, _)| texts[bucket as usize] += 1);
+        rows.row(row)
+            .iter()
+            .for_each(|&(bucket, _)| texts[bucket as usize] += 1);
     }
     let total = rows.len() as f32;
     // About 6 is the idf of a typical feature: it keeps rows near length 1, where the cost is easy to choose.
-    let factor = |&count: &u32| if count < min_texts { 0.0 } else { (1.0 + (total / count as f32).ln()) / 6.0 };
+    let factor = |&count: &u32| {
+        if count < min_texts {
+            0.0
+        } else {
+            (1.0 + (total / count as f32).ln()) / 6.0
+        }
+    };
     texts.iter().map(factor).collect()
 }
 
@@ -255,7 +288,9 @@ fn emphasise_contrast(scale: &mut [f32], contrast: f32, texts: &[Text], rows: &R
     for (row, &owner) in owners.iter().enumerate() {
         let (class, weight) = (usize::from(texts[owner].toxic), texts[owner].weight);
         totals[class] += weight;
-        rows.row(row).iter().for_each(|&(bucket, _)| counts[bucket as usize][class] += weight);
+        rows.row(row)
+            .iter()
+            .for_each(|&(bucket, _)| counts[bucket as usize][class] += weight);
     }
     for (scale, [harmless, toxic]) in scale.iter_mut().zip(counts) {
         if *scale > 0.0 {
@@ -266,15 +301,33 @@ fn emphasise_contrast(scale: &mut [f32], contrast: f32, texts: &[Text], rows: &R
 }
 
 /// The margin of every text (of its worst view) under a model that hasn't seen it or its siblings.
-fn held_out_margins(settings: &Settings, texts: &[Text], rows: &Rows, owners: &[usize], examples: &[Example]) -> Vec<f32> {
+fn held_out_margins(
+    settings: &Settings,
+    texts: &[Text],
+    rows: &Rows,
+    owners: &[usize],
+    examples: &[Example],
+) -> Vec<f32> {
     let fold_of = |owner: usize| (texts[owner].group >> 20) as usize % settings.folds;
     let parts: Vec<Vec<(usize, f32)>> = (0..settings.folds)
         .into_par_iter()
         .map(|fold| {
-            let seen: Vec<Example> = examples.iter().filter(|e| fold_of(owners[e.row]) != fold).copied().collect();
-            let model = fit(rows, &seen, 1 << BUCKET_BITS, settings.passes, settings.seed + 1 + fold as u64);
+            let seen: Vec<Example> = examples
+                .iter()
+                .filter(|e| fold_of(owners[e.row]) != fold)
+                .copied()
+                .collect();
+            let model = fit(
+                rows,
+                &seen,
+                1 << BUCKET_BITS,
+                settings.passes,
+                settings.seed + 1 + fold as u64,
+            );
             let unseen = owners.iter().enumerate().filter(|(_, owner)| fold_of(**owner) == fold);
-            unseen.map(|(row, &owner)| (owner, model.margin(rows.row(row)))).collect()
+            unseen
+                .map(|(row, &owner)| (owner, model.margin(rows.row(row))))
+                .collect()
         })
         .collect();
     let mut margins = vec![f32::NEG_INFINITY; texts.len()];
@@ -287,7 +340,10 @@ fn held_out_margins(settings: &Settings, texts: &[Text], rows: &Rows, owners: &[
 /// Platt's sigmoid on labelled and parallel texts, each half of the weight, with toxic texts weighted to the prior.
 fn calibrate(settings: &Settings, texts: &[Text], margins: &[f32]) -> Calibration {
     let chosen = |origin: Origin, toxic: bool| {
-        texts.iter().zip(margins).filter(move |(t, m)| t.origin == origin && t.toxic == toxic && m.is_finite())
+        texts
+            .iter()
+            .zip(margins)
+            .filter(move |(t, m)| t.origin == origin && t.toxic == toxic && m.is_finite())
     };
     let mut held_out = Vec::new();
     for origin in [Origin::Labelled, Origin::Parallel] {
@@ -299,16 +355,42 @@ fn calibrate(settings: &Settings, texts: &[Text], margins: &[f32]) -> Calibratio
     Calibration::fit(&held_out)
 }
 
-fn write(model: Linear, feature_scale: &[f32], calibration: Calibration, settings: &Settings, out: &Path) -> Result<(), TrainError> {
-    let weights: Vec<f32> = model.weights.iter().zip(feature_scale).map(|(weight, scale)| weight * scale).collect();
-    let scale = weights.iter().fold(f32::MIN_POSITIVE, |most, weight| most.max(weight.abs()));
+fn write(
+    model: Linear,
+    feature_scale: &[f32],
+    calibration: Calibration,
+    settings: &Settings,
+    out: &Path,
+) -> Result<(), TrainError> {
+    let weights: Vec<f32> = model
+        .weights
+        .iter()
+        .zip(feature_scale)
+        .map(|(weight, scale)| weight * scale)
+        .collect();
+    let scale = weights
+        .iter()
+        .fold(f32::MIN_POSITIVE, |most, weight| most.max(weight.abs()));
     let bytes: Vec<u8> = weights.iter().map(|&weight| encode(weight, scale)).collect();
-    let metadata = Metadata { format: FORMAT, bucket_bits: BUCKET_BITS, scale, bias: model.bias, calibration, prior: settings.prior };
+    let metadata = Metadata {
+        format: FORMAT,
+        bucket_bits: BUCKET_BITS,
+        scale,
+        bias: model.bias,
+        calibration,
+        prior: settings.prior,
+    };
     let save = |name: &str, bytes: &[u8]| {
         let path = out.join(name);
         std::fs::write(&path, bytes).map_err(|source| TrainError::Write { path, source })
     };
-    std::fs::create_dir_all(out).map_err(|source| TrainError::Write { path: out.to_owned(), source })?;
+    std::fs::create_dir_all(out).map_err(|source| TrainError::Write {
+        path: out.to_owned(),
+        source,
+    })?;
     save(WEIGHTS_FILE, &bytes)?;
-    save(METADATA_FILE, format!("{}\n", serde_json::to_string_pretty(&metadata)?).as_bytes())
+    save(
+        METADATA_FILE,
+        format!("{}\n", serde_json::to_string_pretty(&metadata)?).as_bytes(),
+    )
 }

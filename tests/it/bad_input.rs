@@ -11,10 +11,7 @@ fn fields(problem: &Value) -> Vec<&str> {
     let errors = problem["errors"]
         .as_array()
         .unwrap_or_else(|| panic!("no errors: {problem}"));
-    errors
-        .iter()
-        .map(|error| error["field"].as_str().unwrap())
-        .collect()
+    errors.iter().map(|error| error["field"].as_str().unwrap()).collect()
 }
 
 async fn wrong(body: Value) -> Value {
@@ -118,17 +115,11 @@ async fn a_body_that_is_not_json_by_its_type_is_415() {
 async fn a_megabyte_of_text_is_413_with_the_figures() {
     let text = "A neutral word. ".repeat(62_500);
     assert_eq!(text.len(), 1_000_000);
-    let problem = App::new()
-        .detoxify(json!({ "text": text }))
-        .await
-        .problem(413);
+    let problem = App::new().detoxify(json!({ "text": text })).await.problem(413);
     let detail = "text: has 1000000 characters, at most 100000 are accepted";
     assert_eq!(problem["detail"], detail);
     assert_eq!(fields(&problem), ["text"]);
-    let problem = App::new()
-        .detoxify(json!({ "texts": ["a", text] }))
-        .await
-        .problem(413);
+    let problem = App::new().detoxify(json!({ "texts": ["a", text] })).await.problem(413);
     assert_eq!(fields(&problem), ["texts[1]"]);
 }
 
@@ -139,19 +130,13 @@ async fn the_longest_text_is_counted_in_characters() {
         App::new().detoxify(json!({ "text": text })).await.ok()["changed"],
         false
     );
-    App::new()
-        .detoxify(json!({ "text": text + "é" }))
-        .await
-        .problem(413);
+    App::new().detoxify(json!({ "text": text + "é" })).await.problem(413);
 }
 
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_413() {
     let body = json!({ "text": "a".repeat(3 * 1024 * 1024) }).to_string();
-    let problem = App::new()
-        .post("/detoxify", body.clone())
-        .await
-        .problem(413);
+    let problem = App::new().post("/detoxify", body.clone()).await.problem(413);
     assert_eq!(problem["detail"], "the body is larger than 2097152 bytes");
     // A length that is declared is believed, one that is not is counted.
     let chunked = Request::post("/detoxify")

@@ -36,9 +36,7 @@ async fn a_text_that_is_not_toxic_comes_back_byte_for_byte() {
         "fn main() {\n    println!(\"{}\", 1 + 1);\n}\n",
         "NUL \0 and \u{feff} and e\u{301}",
     ] {
-        let answer = App::new()
-            .detoxify(json!({ "text": text, "threshold": 0.9 }))
-            .await;
+        let answer = App::new().detoxify(json!({ "text": text, "threshold": 0.9 })).await;
         let result = answer.ok();
         assert_eq!(result["text"], text);
         assert_eq!(result["changed"], false, "{text:?}");
@@ -55,10 +53,7 @@ async fn offsets_are_code_points_of_the_input() {
     let segments = result["segments"].as_array().unwrap();
     assert_eq!(segments.last().unwrap()["end"], points.len());
     for edit in result["edits"].as_array().unwrap() {
-        let (start, end) = (
-            edit["start"].as_u64().unwrap(),
-            edit["end"].as_u64().unwrap(),
-        );
+        let (start, end) = (edit["start"].as_u64().unwrap(), edit["end"].as_u64().unwrap());
         let from: String = points[start as usize..end as usize].iter().collect();
         assert_eq!(edit["from"], from);
     }
@@ -103,9 +98,7 @@ async fn every_option_is_taken() {
 
 #[tokio::test]
 async fn a_threshold_of_one_keeps_everything() {
-    let answer = App::new()
-        .detoxify(json!({ "text": TOXIC, "threshold": 1 }))
-        .await;
+    let answer = App::new().detoxify(json!({ "text": TOXIC, "threshold": 1 })).await;
     assert_eq!(answer.ok()["text"], TOXIC);
 }
 
@@ -124,12 +117,5 @@ async fn a_request_id_is_echoed_or_made() {
     assert_eq!(made.header("x-request-id").unwrap().len(), 36);
     // An id that could garble a log is replaced.
     assert_eq!(ask("a b").await.header("x-request-id").unwrap().len(), 36);
-    assert_eq!(
-        ask(&"x".repeat(129))
-            .await
-            .header("x-request-id")
-            .unwrap()
-            .len(),
-        36
-    );
+    assert_eq!(ask(&"x".repeat(129)).await.header("x-request-id").unwrap().len(), 36);
 }

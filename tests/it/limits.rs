@@ -38,10 +38,7 @@ async fn a_request_too_many_is_503_with_retry_after() {
 
     app.rewriter.finish.notify_one();
     assert_eq!(slow.await.unwrap().unwrap().status(), 200);
-    assert_eq!(
-        app.detoxify(json!({ "text": TOXIC })).await.ok()["text"],
-        MILDER
-    );
+    assert_eq!(app.detoxify(json!({ "text": TOXIC })).await.ok()["text"], MILDER);
     let metrics = app.get("/metrics").await.body;
     assert!(metrics.contains("detoxd_requests_rejected_total{reason=\"overloaded\"} 2"));
 }
@@ -111,19 +108,8 @@ async fn a_failure_or_a_panic_is_500_without_its_reason_and_the_service_goes_on(
         let answer = app.detoxify(body).await;
         answer.problem(500);
         assert!(!answer.body.contains("memory") && !answer.body.contains("report"));
-        assert!(
-            !answer.body.contains("results"),
-            "nothing half-done is returned"
-        );
+        assert!(!answer.body.contains("results"), "nothing half-done is returned");
     }
-    assert_eq!(
-        app.detoxify(json!({ "text": TOXIC })).await.ok()["text"],
-        MILDER
-    );
-    assert!(
-        app.get("/metrics")
-            .await
-            .body
-            .contains("detoxd_requests_running 0")
-    );
+    assert_eq!(app.detoxify(json!({ "text": TOXIC })).await.ok()["text"], MILDER);
+    assert!(app.get("/metrics").await.body.contains("detoxd_requests_running 0"));
 }

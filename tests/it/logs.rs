@@ -59,9 +59,7 @@ async fn no_text_is_logged() {
     app.post("/detoxify", format!("{{\"text\": \"{TOXIC}"))
         .await
         .problem(400);
-    app.post("/score", json!({ "text": TOXIC }).to_string())
-        .await
-        .ok();
+    app.post("/score", json!({ "text": TOXIC }).to_string()).await.ok();
     app.get("/report?text=report").await.problem(404);
 
     let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();

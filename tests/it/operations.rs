@@ -40,10 +40,7 @@ async fn metrics() {
     app.detoxify(json!({ "text": "" })).await.problem(422);
     app.get("/no/such/route").await.problem(404);
     let answer = app.get("/metrics").await;
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/plain; version=0.0.4")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4"));
     let text = answer.body;
     for line in [
         "detoxd_requests_total{route=\"/detoxify\",status=\"200\"} 1",
@@ -61,10 +58,7 @@ async fn metrics() {
         "detoxd_request_duration_seconds_count{route=\"/detoxify\"} 2",
         "detoxd_adapter_info{name=\"none\",state=\"active\",version=\"0\"} 1",
     ] {
-        assert!(
-            text.lines().any(|found| found == line),
-            "no {line} in\n{text}"
-        );
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
     let names: BTreeSet<_> = text
         .lines()
@@ -87,10 +81,7 @@ async fn the_openapi_document_is_current() {
          cargo run --release -- openapi > openapi/openapi.json"
     );
     let served = App::new().get("/openapi.json").await.ok();
-    assert_eq!(
-        served,
-        serde_json::from_str::<serde_json::Value>(&current).unwrap()
-    );
+    assert_eq!(served, serde_json::from_str::<serde_json::Value>(&current).unwrap());
 }
 
 #[tokio::test]
@@ -108,10 +99,7 @@ async fn the_documentation_needs_no_network() {
 #[tokio::test]
 async fn the_playground_loads_nothing_from_elsewhere() {
     let page = App::new().get("/").await;
-    assert_eq!(
-        page.header("content-type"),
-        Some("text/html; charset=utf-8")
-    );
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
     assert!(
         page.header("content-security-policy")
             .unwrap()

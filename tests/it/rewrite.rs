@@ -66,10 +66,7 @@ async fn the_last_line_needs_no_end_and_no_input_gives_no_output() {
 async fn json_gives_result_objects() {
     let (output, ended) = run(&["--json"], format!("{TOXIC}\nHello.\n").as_bytes()).await;
     ended.unwrap();
-    let results: Vec<serde_json::Value> = output
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let results: Vec<serde_json::Value> = output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(results.len(), 2);
     assert_eq!(results[0]["text"], MILDER);
     assert_eq!(results[1]["changed"], false);
@@ -110,9 +107,7 @@ async fn a_reader_that_leaves_is_no_failure() {
     let how = Args::parse_from(["rewrite"]).how;
     let options = how.options(&Policy::default(), &service).unwrap();
     let input = BufReader::new(io::Cursor::new(vec![b'\n'; 1000]));
-    rewrite::run(&service, options, &how, input, Leaving(3))
-        .await
-        .unwrap();
+    rewrite::run(&service, options, &how, input, Leaving(3)).await.unwrap();
 }
 
 #[test]

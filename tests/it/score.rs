@@ -20,10 +20,7 @@ async fn a_single_token_has_no_perplexity() {
         .post("/score", json!({ "text": "Hello" }).to_string())
         .await
         .ok();
-    assert_eq!(
-        scores["perplexity"],
-        json!({ "base": null, "adapter": null })
-    );
+    assert_eq!(scores["perplexity"], json!({ "base": null, "adapter": null }));
 }
 
 #[tokio::test]

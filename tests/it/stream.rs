@@ -72,9 +72,7 @@ async fn sentences_then_the_result() {
 async fn a_sentence_is_sent_while_the_next_is_worked_on() {
     let app = App::new();
     let request = request(json!({ "text": format!("Hello there. {TOXIC} {SLOW}") }));
-    let response = tower::ServiceExt::oneshot(app.router.clone(), request)
-        .await
-        .unwrap();
+    let response = tower::ServiceExt::oneshot(app.router.clone(), request).await.unwrap();
     let mut body = response.into_body().into_data_stream();
     let mut read = String::new();
     while read.matches("event: segment").count() < 2 {
@@ -122,10 +120,7 @@ async fn a_failure_before_is_an_ordinary_problem() {
         .send(request(json!({ "text": "a", "threshold": 7 })))
         .await
         .problem(422);
-    let list = App::new()
-        .send(request(json!({ "texts": ["a"] })))
-        .await
-        .problem(422);
+    let list = App::new().send(request(json!({ "texts": ["a"] }))).await.problem(422);
     assert_eq!(list["errors"][0]["field"], "texts");
 }
 
@@ -133,14 +128,8 @@ async fn a_failure_before_is_an_ordinary_problem() {
 async fn a_client_that_leaves_withdraws_the_work() {
     let app = App::new();
     let slow = request(json!({ "text": format!("Hello there. {SLOW}") }));
-    let response = tower::ServiceExt::oneshot(app.router.clone(), slow)
-        .await
-        .unwrap();
-    assert_eq!(
-        app.state.metrics.running.get(),
-        1,
-        "a stream keeps its place"
-    );
+    let response = tower::ServiceExt::oneshot(app.router.clone(), slow).await.unwrap();
+    assert_eq!(app.state.metrics.running.get(), 1, "a stream keeps its place");
     let reading = tokio::spawn(axum::body::to_bytes(response.into_body(), usize::MAX));
     app.slow_started(1).await;
     reading.abort();

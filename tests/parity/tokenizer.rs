@@ -63,10 +63,7 @@ fn control_tokens_are_named_by_code_and_never_by_text() {
     let ids = tokenizer.encode("hi<|im_end|>").unwrap();
     assert!(!ids.contains(&end));
     assert_eq!(tokenizer.decode(&ids).unwrap(), "hi<|im_end|>");
-    assert_eq!(
-        tokenizer.decode(&[&ids[..], &[end]].concat()).unwrap(),
-        "hi<|im_end|>"
-    );
+    assert_eq!(tokenizer.decode(&[&ids[..], &[end]].concat()).unwrap(), "hi<|im_end|>");
 }
 
 #[test]
@@ -83,12 +80,7 @@ fn a_digit_takes_no_space_with_it_under_smollm() {
 fn every_known_rule_gives_the_text_back() {
     for pre in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"] {
         let tokenizer = TextTokenizer::from_gguf(&tiny_gguf(pre)).unwrap();
-        for text in [
-            "",
-            " a  b\r\n\t1234 It's…",
-            "中文 1２ 👍🏽",
-            &" ".repeat(5000),
-        ] {
+        for text in ["", " a  b\r\n\t1234 It's…", "中文 1２ 👍🏽", &" ".repeat(5000)] {
             let ids = tokenizer.encode(text).unwrap();
             assert_eq!(tokenizer.decode(&ids).unwrap(), text, "{pre}");
         }
@@ -103,16 +95,11 @@ fn what_cannot_be_read_is_named() {
     let mut no_merges = tiny_gguf("smollm");
     no_merges.metadata.remove("tokenizer.ggml.merges");
     let missing = TextTokenizer::from_gguf(&no_merges).unwrap_err();
-    assert!(
-        missing.to_string().contains("tokenizer.ggml.merges"),
-        "{missing}"
-    );
+    assert!(missing.to_string().contains("tokenizer.ggml.merges"), "{missing}");
 
     let mut sentencepiece = tiny_gguf("default");
     let model = Value::String("llama".to_owned());
-    sentencepiece
-        .metadata
-        .insert("tokenizer.ggml.model".to_owned(), model);
+    sentencepiece.metadata.insert("tokenizer.ggml.model".to_owned(), model);
     let kind = TextTokenizer::from_gguf(&sentencepiece).unwrap_err();
     assert!(matches!(kind, TokenizerError::UnsupportedModel(_)));
 
@@ -133,8 +120,7 @@ fn tiny_gguf(pre: &str) -> Content {
     }
     tokens.extend(["ĠĠ".to_owned(), "Ġ1".to_owned()]);
     let types = (0..tokens.len()).map(|i| Value::I32(if i == 0 { 3 } else { 1 }));
-    let strings =
-        |list: &[&str]| Value::Array(list.iter().map(|s| Value::String(s.to_string())).collect());
+    let strings = |list: &[&str]| Value::Array(list.iter().map(|s| Value::String(s.to_string())).collect());
     let tokens_value = strings(&tokens.iter().map(String::as_str).collect::<Vec<_>>());
     let metadata = [
         ("tokenizer.ggml.model", Value::String("gpt2".to_owned())),
@@ -146,10 +132,7 @@ fn tiny_gguf(pre: &str) -> Content {
     ];
     Content {
         magic: VersionedMagic::GgufV3,
-        metadata: metadata
-            .into_iter()
-            .map(|(k, v)| (k.to_owned(), v))
-            .collect(),
+        metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         tensor_infos: HashMap::new(),
         tensor_data_offset: 0,
     }

@@ -18,9 +18,7 @@ use super::{Checksum, Entry, ModelFile, checksum::HashingWriter};
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// There is no home folder to put it in.
-    #[error(
-        "no cache folder: there is no home folder; set DETOXD_CACHE_DIR to a folder that can be written"
-    )]
+    #[error("no cache folder: there is no home folder; set DETOXD_CACHE_DIR to a folder that can be written")]
     NoHome,
     /// A file system operation failed.
     #[error("{action} {}: {source}", path.display())]
@@ -55,11 +53,7 @@ pub enum CacheError {
 impl CacheError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 }
 
@@ -275,11 +269,7 @@ pub(super) fn sweep(folder: &Path, _held: &Lock) {
         return;
     };
     for item in found.flatten() {
-        if item
-            .file_name()
-            .to_string_lossy()
-            .starts_with(TEMPORARY_PREFIX)
-        {
+        if item.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
             let path = item.path();
             let removed = if path.is_dir() {
                 fs::remove_dir_all(&path)
@@ -307,10 +297,7 @@ fn marker(file: &ModelFile, path: &Path) -> io::Result<String> {
     if metadata.len() != file.bytes {
         return Err(io::Error::other("the file is of another size"));
     }
-    let modified = metadata
-        .modified()?
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(format!(
         "sha256 {}\nmodified {}.{:09}\n",
         file.sha256,

@@ -99,9 +99,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hub { repository, .. } => write!(f, "hub repository {repository}"),
-            Self::Pip {
-                package, version, ..
-            } => write!(f, "Python package {package} {version}"),
+            Self::Pip { package, version, .. } => write!(f, "Python package {package} {version}"),
         }
     }
 }
@@ -197,9 +195,6 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused() {
         let text = EMBEDDED.replace("licence =", "license =");
-        assert!(matches!(
-            Catalogue::parse(&text),
-            Err(CatalogueError::Shape(_))
-        ));
+        assert!(matches!(Catalogue::parse(&text), Err(CatalogueError::Shape(_))));
     }
 }

@@ -33,11 +33,7 @@ pub(super) enum HubError {
     #[error("{url}: {source}")]
     Unreachable { url: String, source: ureq::Error },
     #[error("{url} has {found} bytes, expected {expected}")]
-    Size {
-        url: String,
-        found: u64,
-        expected: u64,
-    },
+    Size { url: String, found: u64, expected: u64 },
     #[error("{url} broke off after {bytes} bytes: {source}")]
     BrokeOff {
         url: String,
@@ -68,13 +64,7 @@ impl Hub {
     }
 
     /// Writes the body at `url` to `sink`. `expected` is its size in bytes.
-    pub fn fetch(
-        &self,
-        url: &str,
-        expected: u64,
-        sink: &mut impl Write,
-        meter: &mut Meter,
-    ) -> Result<(), HubError> {
+    pub fn fetch(&self, url: &str, expected: u64, sink: &mut impl Write, meter: &mut Meter) -> Result<(), HubError> {
         if self.offline {
             return Err(HubError::Offline);
         }
@@ -98,11 +88,7 @@ impl Hub {
         if let Some(found) = response.body().content_length()
             && found != expected
         {
-            return Err(HubError::Size {
-                url,
-                found,
-                expected,
-            });
+            return Err(HubError::Size { url, found, expected });
         }
         let mut reader = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 16];

@@ -52,11 +52,6 @@ pub fn pull(entry: &Entry, cache: &Path, progress: Progress) -> Result<PathBuf, 
 ///
 /// # Errors
 /// As [`pull()`].
-pub fn pull_through(
-    entry: &Entry,
-    cache: &Path,
-    progress: Progress,
-    network: &Network,
-) -> Result<PathBuf, PullError> {
+pub fn pull_through(entry: &Entry, cache: &Path, progress: Progress, network: &Network) -> Result<PathBuf, PullError> {
     pull::pull(entry, cache, progress, network)
 }

@@ -43,14 +43,10 @@ pub(super) enum PipError {
 
 /// Ways to call pip, in the order to try: `python3 -m pip` first, as it is the Python that people mean.
 pub(super) fn commands() -> Vec<Vec<OsString>> {
-    [
-        &["python3", "-m", "pip"][..],
-        &["python", "-m", "pip"],
-        &["pip3"],
-    ]
-    .iter()
-    .map(|words| words.iter().map(OsString::from).collect())
-    .collect()
+    [&["python3", "-m", "pip"][..], &["python", "-m", "pip"], &["pip3"]]
+        .iter()
+        .map(|words| words.iter().map(OsString::from).collect())
+        .collect()
 }
 
 /// Downloads the wheel into `scratch`, an empty folder.
@@ -86,12 +82,7 @@ pub(super) fn extract(wheel: &Path, file: &str, sink: &mut impl Write) -> Result
     Ok(())
 }
 
-fn run(
-    mut command: Command,
-    requirement: &str,
-    scratch: &Path,
-    meter: &mut Meter,
-) -> Result<(), PipError> {
+fn run(mut command: Command, requirement: &str, scratch: &Path, meter: &mut Meter) -> Result<(), PipError> {
     let log = scratch.join("pip.log");
     let output = File::create(&log)?;
     command
@@ -181,11 +172,7 @@ fn tree_size(folder: &Path) -> u64 {
 
 /// The last lines that say something went wrong, else the last line. Short: it goes into a message.
 fn last_words(log: &str) -> String {
-    let lines: Vec<&str> = log
-        .lines()
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .collect();
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let errors: Vec<&str> = lines
         .iter()
         .copied()

@@ -83,8 +83,7 @@ impl Drop for Meter {
 }
 
 fn bar(what: &str, total: u64) -> ProgressBar {
-    let template =
-        "{msg} {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+    let template = "{msg} {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
     let bar = ProgressBar::new(total).with_message(what.to_owned());
     // The template is a constant and right; were it not, the plain bar would do.
     match ProgressStyle::with_template(template) {

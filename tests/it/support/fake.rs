@@ -50,10 +50,7 @@ impl Drop for Withdrawal<'_> {
 }
 
 impl Rewriter for FakeRewriter {
-    fn rewrite<'a>(
-        &'a self,
-        request: RewriteRequest<'a>,
-    ) -> BoxFuture<'a, Result<Rewrites, RewriteError>> {
+    fn rewrite<'a>(&'a self, request: RewriteRequest<'a>) -> BoxFuture<'a, Result<Rewrites, RewriteError>> {
         Box::pin(async move {
             let sentence = request.sentence;
             if sentence.contains("slow") {
@@ -74,10 +71,7 @@ impl Rewriter for FakeRewriter {
             let text = [", you stupid idiot", "stupid ", "idiot"]
                 .iter()
                 .fold(sentence.to_owned(), |text, insult| text.replace(insult, ""));
-            let candidate = Candidate {
-                text,
-                mean_nll: 1.0,
-            };
+            let candidate = Candidate { text, mean_nll: 1.0 };
             Ok(Rewrites {
                 candidates: vec![candidate],
                 prompt_tokens: 12,
@@ -97,11 +91,7 @@ impl Rewriter for FakeRewriter {
 pub struct FakePerplexity;
 
 impl PerplexityScorer for FakePerplexity {
-    fn perplexity<'a>(
-        &'a self,
-        text: &'a str,
-        _: &'a AdapterLease,
-    ) -> BoxFuture<'a, Result<Perplexity, RewriteError>> {
+    fn perplexity<'a>(&'a self, text: &'a str, _: &'a AdapterLease) -> BoxFuture<'a, Result<Perplexity, RewriteError>> {
         Box::pin(async move {
             let tokens = text.split_whitespace().count();
             let known = tokens > 1;
