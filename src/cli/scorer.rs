@@ -1,13 +1,16 @@
 //! `detoxd scorer`: trains and measures the built-in toxicity scorer.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::scoring::corpus::json_lines;
 use crate::scoring::evaluate::evaluate;
 use crate::scoring::toxicity::ToxicityScorer;
 use crate::scoring::train::{Settings, train};
+use crate::scoring::train_similarity::{self, Pair};
 
 /// Trains and measures the built-in toxicity scorer.
 #[derive(Debug, Args)]
@@ -20,6 +23,8 @@ pub struct ScorerArgs {
 enum ScorerCommand {
     /// Trains a scorer and writes weights and metadata.
     Train(TrainArgs),
+    /// Fits the similarity scorer to cosines of sentence embeddings
+    TrainSimilarity(SimilarityArgs),
     /// Prints accuracy, calibration and false alarms as JSON.
     Evaluate(EvaluateArgs),
 }
@@ -51,13 +56,13 @@ struct TrainArgs {
     #[arg(long, default_value_t = 4.0)]
     cost: f32,
     /// Passes over the data
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 20)]
     passes: usize,
     /// Ignore features in fewer texts than this
     #[arg(long, default_value_t = 3)]
     min_texts: u32,
     /// The share of toxic texts for which 0.5 means one half
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 0.48)]
     prior: f32,
     /// Parts the data is cut into for calibration
     #[arg(long, default_value_t = 6)]
@@ -65,6 +70,25 @@ struct TrainArgs {
     /// Order of examples and choice of background
     #[arg(long, default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct SimilarityArgs {
+    /// Folder with toxicity/ and detox/
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder of a trained toxicity scorer, to write to as well
+    #[arg(long)]
+    out: PathBuf,
+    /// Plain text for counting words, one paragraph a line
+    #[arg(long)]
+    background: Option<PathBuf>,
+    /// Pairs to fit to: {"a", "b", "cosine", "kind"} a line
+    #[arg(long)]
+    pairs: PathBuf,
+    /// Pairs to measure on, of the same form
+    #[arg(long)]
+    held_out: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -97,6 +121,16 @@ pub fn run(args: ScorerArgs) -> Result<()> {
             };
             let summary = train(&settings, &args.out, |line| eprintln!("{line}"))?;
             println!("{}", serde_json::to_string_pretty(&summary)?);
+        }
+        ScorerCommand::TrainSimilarity(args) => {
+            let toxicity = Arc::new(ToxicityScorer::from_folder(&args.out)?);
+            let pairs: Vec<Pair> = json_lines(&args.pairs)?;
+            let scorer = train_similarity::train(toxicity, &args.data, args.background.as_deref(), &pairs, &args.out)?;
+            let held_out: Vec<Pair> = json_lines(&args.held_out)?;
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&train_similarity::agreement(&scorer, &held_out))?
+            );
         }
         ScorerCommand::Evaluate(args) => {
             let scorer = match &args.scorer {

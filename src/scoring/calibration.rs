@@ -73,20 +73,29 @@ pub struct Reliability {
     pub false_positives: f64,
     /// Expected calibration error over ten equal bins.
     pub ece: f64,
+    /// The same with toxic texts weighted to the share that calibration assumes.
+    pub ece_at_prior: f64,
     /// Ten equal bins: count, mean prediction, share of toxic texts.
     pub bins: Vec<(usize, f64, f64)>,
 }
 
 impl Reliability {
-    /// Compares predicted probabilities with the truth.
-    pub fn of(predictions: &[(f32, bool)]) -> Self {
+    /// Compares predicted probabilities with the truth; `prior` is the share of toxic texts calibration assumes.
+    pub fn of(predictions: &[(f32, bool)], prior: f32) -> Self {
         let n = predictions.len().max(1) as f64;
         let toxic = predictions.iter().filter(|p| p.1).count() as f64;
         let hits = predictions.iter().filter(|p| p.1 && p.0 > 0.5).count() as f64;
         let alarms = predictions.iter().filter(|p| !p.1 && p.0 > 0.5).count() as f64;
         let mut bins = vec![(0usize, 0f64, 0f64); 10];
+        let mut errors_at_prior = [0f64; 10];
+        let class_weights = [
+            f64::from(1.0 - prior) / (n - toxic).max(1.0),
+            f64::from(prior) / toxic.max(1.0),
+        ];
         for &(p, truth) in predictions {
-            let bin = &mut bins[((p * 10.0) as usize).min(9)];
+            let at = ((p * 10.0) as usize).min(9);
+            errors_at_prior[at] += class_weights[usize::from(truth)] * (f64::from(p) - f64::from(u8::from(truth)));
+            let bin = &mut bins[at];
             bin.0 += 1;
             bin.1 += f64::from(p);
             bin.2 += f64::from(u8::from(truth));
@@ -104,6 +113,7 @@ impl Reliability {
             detected: hits / toxic.max(1.0),
             false_positives: alarms / (n - toxic).max(1.0),
             ece,
+            ece_at_prior: errors_at_prior.iter().map(|error| error.abs()).sum(),
             bins,
         }
     }

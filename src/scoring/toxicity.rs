@@ -181,3 +181,154 @@ fn decode(byte: u8, scale: f32) -> f32 {
     let level = f32::from(byte as i8) / 127.0;
     level * level.abs() * scale
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::scoring::groups;
+
+    fn scorer() -> &'static ToxicityScorer {
+        static SCORER: std::sync::OnceLock<ToxicityScorer> = std::sync::OnceLock::new();
+        SCORER.get_or_init(|| ToxicityScorer::embedded().expect("the embedded scorer loads"))
+    }
+
+    #[test]
+    fn insults_score_high_and_plain_talk_low() {
+        for text in [
+            "You are an idiot.",
+            "what a stupid, worthless moron",
+            "This is crap and so are you",
+        ] {
+            assert!(scorer().score(text) > 0.5, "{text}: {}", scorer().score(text));
+        }
+        for text in [
+            "Thanks, see you at 10am.",
+            "I disagree with your opinion.",
+            "The price is $15.",
+            "kill the process",
+            "I hate Mondays",
+        ] {
+            assert!(scorer().score(text) < 0.5, "{text}: {}", scorer().score(text));
+        }
+    }
+
+    #[test]
+    fn a_disguised_word_scores_as_the_plain_one() {
+        let plain = scorer().score("you are an idiot");
+        for text in [
+            "you are an 1d10t",
+            "you are an i.d.i.o.t",
+            "you are an i d i o t",
+            "you are an id\u{200b}iot",
+            "you are an \u{456}d\u{456}\u{43e}t",
+        ] {
+            assert!(
+                (scorer().score(text) - plain).abs() < 1e-3,
+                "{text}: {} against {plain}",
+                scorer().score(text)
+            );
+        }
+        assert!(scorer().score("you are an id*ot") > 0.5);
+    }
+
+    #[test]
+    fn mentions_of_groups_are_left_alone() {
+        let alarms: Vec<&str> = groups::HELD_OUT
+            .into_iter()
+            .filter(|text| scorer().score(text) > 0.5)
+            .collect();
+        assert!(alarms.len() <= 1, "{alarms:?}");
+    }
+
+    #[test]
+    fn calibration_is_monotone_and_says_its_prior() {
+        let metadata = scorer().metadata();
+        assert!(metadata.calibration.slope > 0.0 && (0.0..=1.0).contains(&metadata.prior));
+        let half = -metadata.calibration.intercept / metadata.calibration.slope;
+        assert!((metadata.calibration.probability(half) - 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn attributions_and_bias_make_up_the_score() {
+        let text = "you are an idiot, i d i o t";
+        let words = scorer().attributions(text);
+        let metadata = scorer().metadata();
+        let sum: f32 = words.iter().map(|word| word.1).sum::<f32>() + metadata.calibration.logit(metadata.bias);
+        let score = scorer().score(text);
+        assert!(
+            (sum - (score / (1.0 - score)).ln()).abs() < 0.05,
+            "{sum} against {score}"
+        );
+        let most = words
+            .iter()
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .map(|(range, _)| &text[range.clone()]);
+        assert!(matches!(most, Some("idiot" | "i d i o t")), "{most:?}");
+    }
+
+    #[test]
+    fn text_without_letters_scores_nothing() {
+        assert_eq!(scorer().score(""), 0.0);
+        assert_eq!(scorer().score("1,000 \u{1f621}!!!"), 0.0);
+        assert!(scorer().attributions("...").is_empty());
+    }
+
+    #[test]
+    fn a_megabyte_takes_linear_time() {
+        for piece in [
+            "a",
+            "a ",
+            "i.",
+            "1a",
+            "\u{301}",
+            "\u{456}d*",
+            "word and word. ",
+            "@",
+            "!a",
+            "$$a",
+            "&#;",
+        ] {
+            let text = piece.repeat(1_000_000 / piece.len());
+            let begun = Instant::now();
+            assert!((0.0..=1.0).contains(&scorer().score(&text)));
+            scorer().attributions(&text);
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "{piece:?} took {:?}",
+                begun.elapsed()
+            );
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_refused() {
+        let metadata = scorer().metadata().clone();
+        assert!(matches!(
+            ToxicityScorer::new(vec![0; 16].into(), metadata),
+            Err(ScorerError::Mismatch { .. })
+        ));
+    }
+
+    #[test]
+    fn bytes_keep_weights_to_two_percent_of_the_scale() {
+        for weight in [-3.0f32, -0.7, -0.01, 0.0, 0.003, 0.5, 3.0] {
+            assert!((decode(encode(weight, 3.0), 3.0) - weight).abs() < 0.06, "{weight}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_has_a_score_and_attributions_on_boundaries(text in "\\PC{0,60}|[a-z1!@$*. \u{200b}\u{301}\u{456}]{0,60}|(?s:.{0,40})") {
+            prop_assert!((0.0..=1.0).contains(&scorer().score(&text)));
+            let mut last = 0;
+            for (range, logit) in scorer().attributions(&text) {
+                prop_assert!(text.get(range.clone()).is_some() && range.start >= last && logit.is_finite());
+                last = range.start;
+            }
+        }
+    }
+}

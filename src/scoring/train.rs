@@ -57,6 +57,9 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The scorer to build on can't be used.
+    #[error(transparent)]
+    Scorer(#[from] super::toxicity::ScorerError),
     /// The metadata can't be encoded.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
@@ -129,6 +132,7 @@ pub fn train(settings: &Settings, out: &Path, report: impl Fn(&str)) -> Result<S
             &chosen
                 .map(|(text, &margin)| (calibration.probability(margin), text.toxic))
                 .collect::<Vec<_>>(),
+            settings.prior,
         )
     };
     let count = |origin: Origin| texts.iter().filter(|text| text.origin == origin).count();
