@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod generate;
 pub mod http;
 pub mod metrics;
 pub mod model;

@@ -13,10 +13,16 @@ use detoxd::{
 };
 use tokio::net::TcpListener;
 
+/// Training frees and takes tens of megabytes for every operation of a step; the system's allocator gives each back to
+/// the kernel and pays for fresh pages every time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Wrong usage or configuration, as in `sysexits.h`.
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    keep_candle_off_its_pool();
     let command = match cli::parse(std::env::args_os().collect()) {
         Ok(command) => command,
         Err(UsageError::Arguments(message)) => {
@@ -36,6 +42,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// candle runs large elementwise operations on a pool of its own whose threads spin while they wait. Ours do not, and the two
+/// together on the same processors are slower than either; so candle's gets one thread, unless the user says otherwise.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the first thing the process does: there is no other thread yet"
+)]
+fn keep_candle_off_its_pool() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: nothing else runs yet, so nothing reads the environment at the same time.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
+}
+
 fn failed(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
     let usage = error.chain().any(|cause| cause.is::<ConfigError>());
@@ -50,7 +70,11 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
-        Command::Train(args) => cli::train::run(args),
+        Command::Train(args) => {
+            telemetry::init(&LogConfig::default());
+            cli::train::run(args)
+        }
+        Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
         Command::Openapi => {
@@ -111,6 +135,11 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn generate(args: cli::generate::GenerateArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    cli::generate::run(args).await
 }
 
 async fn rewrite(args: RewriteArgs) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use crate::{
         Decoder,
         catalogue::Catalogue,
         lora::LoraModel,
+        tokenizer::TextTokenizer,
         weights::{ModelFiles, Purpose},
     },
     pipeline::{Detoxifier, LanguageModelRewriter, Rewriter},
@@ -43,12 +44,26 @@ pub enum ComposeError {
     },
 }
 
-/// Loads the model and the adapter that `config` names. Takes a second, on a first start as long as the download:
-/// call it off the async threads.
+/// A model that runs, and what it takes to talk to it.
+pub struct Parts {
+    /// Runs the model.
+    pub engine: Engine,
+    /// Its tokenizer.
+    pub tokenizer: Arc<TextTokenizer>,
+    /// The prompt of a rewriter.
+    pub prompt: RewritePrompt,
+    /// The adapter that rewrites.
+    pub adapter: AdapterLease,
+    /// What answers call the model.
+    pub name: String,
+}
+
+/// Loads the model and the adapter that `config` names and starts the engine. Takes a second, on a first start as long as the
+/// download: call it off the async threads.
 ///
 /// # Errors
 /// When something that was asked for can't be had. Nothing else is taken in its place.
-pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
+pub fn load(config: &ModelConfig) -> Result<Parts, ComposeError> {
     let failed = |reason: String| ComposeError::Model {
         model: config.model.clone(),
         reason,
@@ -56,7 +71,7 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
     let device = device(config.device).map_err(failed)?;
     let path =
         super::model_path(&config.model, config.cache_dir.as_deref()).map_err(|error| failed(format!("{error:#}")))?;
-    let load = || -> anyhow::Result<_> {
+    let open = || -> anyhow::Result<_> {
         let files = ModelFiles::open(&path)?;
         let tokenizer = Arc::new(files.tokenizer()?);
         let prompt = RewritePrompt::new(&tokenizer)?;
@@ -64,25 +79,42 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
             Quantize::Auto if device.is_cpu() => Purpose::ServeQuantized,
             Quantize::Auto | Quantize::None => Purpose::ServeDense,
         };
-        let decoder = files.load(purpose, &device)?;
-        Ok((tokenizer, prompt, decoder))
+        Ok((tokenizer, prompt, files.load(purpose, &device)?))
     };
-    let (tokenizer, prompt, decoder) = load().map_err(|error| failed(format!("{error:#}")))?;
+    let (tokenizer, prompt, decoder) = open().map_err(|error| failed(format!("{error:#}")))?;
     let adapter = adapter(config, &decoder)?;
     let mut limits = EngineConfig::default();
     if let Some(threads) = config.threads {
         limits.threads = threads;
     }
     let engine = Engine::start(Arc::new(decoder), limits).map_err(|error| failed(error.to_string()))?;
-    let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
-    let name = path
-        .file_stem()
-        .map_or_else(|| config.model.clone(), |stem| stem.to_string_lossy().into_owned());
-    let name = if Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(&config.model).is_some()) {
-        config.model.clone()
-    } else {
-        name
+    let in_catalogue = Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(&config.model).is_some());
+    let name = match path.file_stem() {
+        Some(stem) if !in_catalogue => stem.to_string_lossy().into_owned(),
+        _ => config.model.clone(),
     };
+    Ok(Parts {
+        engine,
+        tokenizer,
+        prompt,
+        adapter,
+        name,
+    })
+}
+
+/// A whole service on the model that `config` names.
+///
+/// # Errors
+/// As [`load`].
+pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
+    let Parts {
+        engine,
+        tokenizer,
+        prompt,
+        adapter,
+        name,
+    } = load(config)?;
+    let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
     let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
     Ok(assemble(rewriter, Arc::new(Residents::new(adapter)), perplexity)?)
 }

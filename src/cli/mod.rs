@@ -1,6 +1,7 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
 pub mod compose;
+pub mod generate;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
@@ -36,6 +37,8 @@ pub enum Command {
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(train::TrainArgs),
+    /// Make training sets from samples of a rewriter.
+    Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.
     Scorer(scorer::ScorerArgs),
     /// List and fetch models.

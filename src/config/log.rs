@@ -37,3 +37,13 @@ impl TryFrom<LogSettings> for LogConfig {
         })
     }
 }
+
+impl Default for LogConfig {
+    /// `info`, for people.
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}

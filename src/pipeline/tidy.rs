@@ -166,6 +166,10 @@ fn restore_end(source: &str, mut candidate: String) -> String {
     if own == tail || body == 0 {
         return candidate;
     }
+    // A full stop set off by a space is a tokeniser's, not the writer's; only a question needs its mark.
+    if tail.starts_with(char::is_whitespace) && !tail.contains('?') {
+        return candidate;
+    }
     let restores = if tail.is_empty() {
         // The model likes full stops; a source without one had none.
         own.trim() == "." && ends_in_word(source)
