@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
+use candle_core::DType;
+
 use crate::{
     adapters::{AdapterLease, AdapterVersion, Residents, ShippedAdapter},
-    config::{AdapterSource, ModelConfig, Quantize},
+    config::{AdapterSource, Dtype, ModelConfig, Quantize},
     engine::{Engine, EngineConfig},
     http::Service,
     model::{
         Decoder,
         catalogue::Catalogue,
+        kernels::bf16::PackedBf16,
         lora::LoraModel,
         tokenizer::TextTokenizer,
         weights::{ModelFiles, Purpose},
@@ -75,10 +78,7 @@ pub fn load(config: &ModelConfig) -> Result<Parts, ComposeError> {
         let files = ModelFiles::open(&path)?;
         let tokenizer = Arc::new(files.tokenizer()?);
         let prompt = RewritePrompt::new(&tokenizer)?;
-        let purpose = match config.quantize {
-            Quantize::Auto if device.is_cpu() => Purpose::ServeQuantized,
-            Quantize::Auto | Quantize::None => Purpose::ServeDense,
-        };
+        let purpose = purpose(config, &device)?;
         Ok((tokenizer, prompt, files.load(purpose, &device)?))
     };
     let (tokenizer, prompt, decoder) = open().map_err(|error| failed(format!("{error:#}")))?;
@@ -117,6 +117,18 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
     let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
     let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
     Ok(assemble(rewriter, Arc::new(Residents::new(adapter)), perplexity)?)
+}
+
+/// Quantised where that is faster, unless a number format is asked for by name.
+fn purpose(config: &ModelConfig, device: &candle_core::Device) -> anyhow::Result<Purpose> {
+    match (config.dtype, config.quantize) {
+        (Dtype::Auto, Quantize::Auto) if device.is_cpu() => Ok(Purpose::ServeQuantized),
+        (Dtype::Auto | Dtype::F32, _) => Ok(Purpose::ServeDense),
+        // The same weights as in training: bf16 products, sums in single precision.
+        (Dtype::Bf16, _) if device.is_cpu() && PackedBf16::is_supported() => Ok(Purpose::Train { dtype: DType::BF16 }),
+        (Dtype::Bf16, _) => anyhow::bail!("bf16 products need a processor with AVX512-BF16; use --dtype f32 or auto"),
+        (Dtype::F16, _) => anyhow::bail!("f16 is not computed with yet; use --dtype f32 or auto"),
+    }
 }
 
 fn device(wanted: crate::config::Device) -> Result<candle_core::Device, String> {
