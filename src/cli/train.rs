@@ -157,7 +157,7 @@ struct Hyperparameters {
     #[arg(long)]
     detach_prototype: bool,
     /// Weight of the contrastive term
-    #[arg(long, default_value_t = 0.25)]
+    #[arg(long, default_value_t = 0.75)]
     cp_weight: f64,
     /// Weight of the likelihood of the positives
     #[arg(long, default_value_t = 1.0)]

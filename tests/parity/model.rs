@@ -71,8 +71,8 @@ fn serving_agrees_with_training_token_by_token_and_with_several_adapters_in_a_ba
         packed_logits(&decoder, &sequences[1..], Adaptation::Mixed(&[span(0..length, 0.5)])),
     ];
     let mut caches: Vec<(KvCache, usize)> = (0..3).map(|_| (KvCache::new(decoder.config(), length), 1)).collect();
-    for step in 0..length {
-        let tokens = [sequences[0][step], sequences[1][step], sequences[1][step]];
+    for (step, (&first, &second)) in sequences[0].iter().zip(&sequences[1]).enumerate() {
+        let tokens = [first, second, second];
         let spans = [span(1..2, 1.0), span(2..3, 0.5)];
         let got = cached_logits(&decoder, &tokens, &mut caches, Adaptation::Mixed(&spans));
         for (row, want) in want.iter().enumerate() {
