@@ -1,7 +1,7 @@
 //! The default base model against `transformers` and `peft` on the same weights. Runs where `DETOXD_TEST_BASE` names the GGUF file
 //! of SmolLM2-135M-Instruct; the `record_*.py` in `tests/parity` wrote the recordings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -21,7 +21,7 @@ fn file(variable: &str) -> Option<PathBuf> {
     path
 }
 
-fn load(path: &PathBuf, purpose: Purpose) -> Decoder {
+fn load(path: &Path, purpose: Purpose) -> Decoder {
     ModelFiles::open(path).unwrap().load(purpose, &Device::Cpu).unwrap()
 }
 
