@@ -25,7 +25,10 @@ fn ours(decoder: &Decoder, prompt: &[u32]) -> anyhow::Result<Vec<u32>> {
     let mut cache = KvCache::new(decoder.config(), prompt.len() + NEW_TOKENS);
     let (mut tokens, mut out) = (prompt.to_vec(), Vec::new());
     while out.len() < NEW_TOKENS {
-        let mut sequences = [CachedSequence { cache: &mut cache, len: tokens.len() }];
+        let mut sequences = [CachedSequence {
+            cache: &mut cache,
+            len: tokens.len(),
+        }];
         let hidden = decoder.forward_cached(&tokens, &mut sequences, Adaptation::Base)?;
         let last = hidden.narrow(0, tokens.len() - 1, 1)?;
         let token = argmax(&decoder.logits(&last)?)?;
@@ -53,12 +56,18 @@ fn median(mut seconds: Vec<f64>) -> f64 {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Some(path) = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).map(PathBuf::from) else {
+    let Some(path) = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .map(PathBuf::from)
+    else {
         println!("usage: cargo bench --bench decode -- MODEL.gguf");
         return Ok(());
     };
     let files = ModelFiles::open(&path)?;
-    let prompt = files.tokenizer()?.encode("The old house by the river was sold last year, and the new owners said that")?;
+    let prompt = files
+        .tokenizer()?
+        .encode("The old house by the river was sold last year, and the new owners said that")?;
     let decoder = files.load(Purpose::ServeQuantized, &Device::Cpu)?;
     let mut file = File::open(&path)?;
     let mut model = ModelWeights::from_gguf(Content::read(&mut file)?, &mut file, &Device::Cpu)?;
@@ -78,7 +87,10 @@ fn main() -> anyhow::Result<()> {
         same = our_tokens.iter().zip(&their_tokens).take_while(|(a, b)| a == b).count();
     }
     let (our_time, their_time) = (median(our_seconds), median(their_seconds));
-    println!("prompt of {} tokens and {NEW_TOKENS} new ones, the first {same} of them equal", prompt.len());
+    println!(
+        "prompt of {} tokens and {NEW_TOKENS} new ones, the first {same} of them equal",
+        prompt.len()
+    );
     println!("detoxd              {:7.1} tokens/s", NEW_TOKENS as f64 / our_time);
     println!("candle-transformers {:7.1} tokens/s", NEW_TOKENS as f64 / their_time);
     println!("ratio               {:7.2}", their_time / our_time);

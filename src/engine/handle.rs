@@ -174,6 +174,7 @@ impl Engine {
                 "the text exceeds the model's {positions} tokens"
             )));
         }
+        self.check_tokens(&generation.prompt)?;
         let (reply, answer) = oneshot::channel();
         self.send(Command::Generate(Box::new(generation), Instant::now(), reply))?;
         answer.await.unwrap_or(Err(EngineError::Stopped))
@@ -193,6 +194,7 @@ impl Engine {
         if request.tokens.len() < 2 {
             return Ok(Vec::new());
         }
+        self.check_tokens(&request.tokens)?;
         let (reply, answer) = oneshot::channel();
         self.send(Command::Likelihood(request, reply))?;
         answer.await.unwrap_or(Err(EngineError::Stopped))
@@ -206,6 +208,17 @@ impl Engine {
     /// The model it runs.
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.decoder
+    }
+
+    /// In the batch an unknown token would fail every request beside it.
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), EngineError> {
+        let vocabulary = self.decoder.config().vocab_size;
+        match tokens.iter().find(|token| **token as usize >= vocabulary) {
+            Some(token) => Err(EngineError::Invalid(format!(
+                "the token {token} lies outside the vocabulary of {vocabulary}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {

@@ -202,6 +202,22 @@ impl Gradients {
         Ok(())
     }
 
+    /// Multiplies all of them: a sum over the parts of a step becomes their mean.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in &mut self.by_parameter {
+            *gradient = (&*gradient * factor)?;
+        }
+        Ok(())
+    }
+
+    /// One tensor a parameter, in the optimizer's order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.by_parameter
+    }
+
     /// Euclidean norm of all gradients together.
     ///
     /// # Errors

@@ -105,7 +105,7 @@ impl Trainer<'_> {
     }
 
     /// Trains, from the last checkpoint when `resume` is set and there is one; returns the adapter's folder. `report` is told of
-    /// every step and stops the run by returning `false`, after a checkpoint.
+    /// every step and stops the run by returning `false`, after a checkpoint; after the last step there is nothing to stop.
     ///
     /// # Errors
     /// When a file cannot be written, a checkpoint belongs to another run, or the loss is no longer a number.
@@ -172,8 +172,13 @@ impl Trainer<'_> {
             if !loss.is_finite() {
                 return Err(diverged("loss"));
             }
-            let gradient_norm = match &sum {
-                Some(gradients) => optimizer.step(gradients, learning_rate)?,
+            let gradient_norm = match &mut sum {
+                Some(gradients) => {
+                    if self.schedules.gradient_accumulation > 1 {
+                        gradients.scale((self.schedules.gradient_accumulation as f64).recip())?;
+                    }
+                    optimizer.step(gradients, learning_rate)?
+                }
                 None => 0.0,
             };
             if !gradient_norm.is_finite() {
@@ -200,9 +205,9 @@ impl Trainer<'_> {
             if progress.step < steps && (!go_on || saved.elapsed() >= self.checkpoint_every) {
                 checkpoint::save(self.run, &progress, &adapter, &optimizer)?;
                 saved = Instant::now();
-            }
-            if !go_on {
-                return Ok(None);
+                if !go_on {
+                    return Ok(None);
+                }
             }
         }
         checkpoint::save(self.run, &progress, &adapter, &optimizer)?;

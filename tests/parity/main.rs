@@ -3,8 +3,12 @@
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
 
+mod adapters;
+mod engine;
 mod model;
+mod resume;
 mod support;
+mod tiny;
 mod tokenizer;
 mod training;
 

@@ -3,7 +3,7 @@
     python record_peft.py MODEL.gguf ADAPTER
 
 The adapter (PEFT folder, all seven linears, r 16) is not part of this repository: the test that reads
-the recording wants it in DETOXD_TEST_ADAPTER, and checks its SHA-256 first.
+the recording (tests/base/peft.rs) wants it in DETOXD_TEST_PEFT_ADAPTER, and checks its SHA-256 first.
 """
 
 import hashlib
