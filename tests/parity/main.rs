@@ -1,16 +1,23 @@
-//! Our model code against outputs recorded from reference libraries. The `record_*.py` beside the
-//! recordings are the programs that wrote them.
+//! Our model code against outputs recorded from reference libraries, and its ways of computing the same thing against
+//! each other. The `record_*.py` beside the recordings are the programs that wrote them.
+//!
+//! - `tokenizer`: ids; `logits`, `train_step`: recorded by transformers, PEFT and PyTorch on `llama-tiny`;
+//! - `cached`, `packed`: caches and shared prompts against whole sequences; `gradients`: against finite differences;
+//! - `adapters`: PEFT's files, good and bad; `resume`: an interrupted run against an unbroken one;
+//! - `engine`: what the scheduler gives against a plain loop.
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
 
 mod adapters;
+mod cached;
 mod engine;
-mod model;
+mod gradients;
+mod logits;
+mod packed;
 mod resume;
-mod support;
 mod tiny;
 mod tokenizer;
-mod training;
+mod train_step;
 
 use std::path::PathBuf;
 
