@@ -17,6 +17,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
         cancelled.cancel();
         let signal = signals.next().await;
         tracing::warn!(signal, "told to stop again, ending at once");
+        #[expect(clippy::disallowed_methods, reason = "the second signal asks for the end at once")]
         std::process::exit(130);
     });
     Ok(token)

@@ -15,9 +15,9 @@ use crate::{
         tokenizer::TextTokenizer,
         weights::{ModelFiles, Purpose},
     },
-    pipeline::{Detoxifier, LanguageModelRewriter, Rewriter},
+    pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, Rewriter},
     prompt::RewritePrompt,
-    scoring::{ModelPerplexity, PerplexityScorer, ScorerError, SimilarityScorer, ToxicityScorer},
+    scoring::{ScorerError, SimilarityScorer, ToxicityScorer},
 };
 
 /// Why a service can't be put together. Every message says the next step.

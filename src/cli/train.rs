@@ -351,7 +351,7 @@ fn progress_bar(steps: usize) -> ProgressBar {
 fn show(bar: &ProgressBar, step: &StepReport) {
     bar.set_position(step.step as u64);
     bar.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
-    if bar.is_hidden() && (step.step % 20 == 0 || step.step == step.steps) {
+    if bar.is_hidden() && (step.step.is_multiple_of(20) || step.step == step.steps) {
         tracing::info!(
             step = step.step,
             steps = step.steps,

@@ -39,7 +39,7 @@ impl Default for Policy {
             threshold: Threshold::default(),
             action: Action::Rewrite,
             fallback: Fallback::Mask,
-            candidates: 4,
+            candidates: 8,
         }
     }
 }

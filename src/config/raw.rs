@@ -109,7 +109,7 @@ pub struct PolicySettings {
           value_parser = ["mask", "block", "annotate"])]
     pub fallback: String,
     /// Rewrites drawn for each toxic sentence, of which the best verified one is taken, 1 to 16.
-    #[arg(long, env = "DETOXD_CANDIDATES", value_name = "N", default_value_t = 4)]
+    #[arg(long, env = "DETOXD_CANDIDATES", value_name = "N", default_value_t = 8)]
     pub candidates: usize,
 }
 

@@ -13,8 +13,8 @@ use crate::{
     adapters::Residents,
     config::{Limits, Policy},
     metrics::Metrics,
-    pipeline::Detoxifier,
-    scoring::{ToxicityScorer, perplexity::PerplexityScorer},
+    pipeline::{Detoxifier, PerplexityScorer},
+    scoring::ToxicityScorer,
 };
 
 /// The loaded parts that do the work. Cheap to clone.

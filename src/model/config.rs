@@ -186,7 +186,7 @@ impl DecoderConfig {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(ModelError::Config(format!("{name} is zero")));
         }
-        if self.num_heads % self.num_kv_heads != 0 || self.head_dim == 0 || self.head_dim % 2 != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) || self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::Config(format!(
                 "{} heads of width {} over {} key-value heads cannot be computed",
                 self.num_heads, self.head_dim, self.num_kv_heads

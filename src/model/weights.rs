@@ -76,7 +76,7 @@ impl ModelFiles {
     pub fn tokenizer(&self) -> Result<TextTokenizer, ModelError> {
         match &self.source {
             Source::Gguf { content, .. } => TextTokenizer::from_gguf(content),
-            Source::SafeTensors { folder, .. } => TextTokenizer::from_file(&folder.join("tokenizer.json")),
+            Source::SafeTensors { folder, .. } => TextTokenizer::from_file(folder.join("tokenizer.json")),
         }
         .map_err(|error| ModelError::Format {
             path: self.path.display().to_string(),
@@ -164,7 +164,7 @@ impl TensorSource for Loader<'_> {
                     })?;
                 return Ok(Weight::Quantized(matrix));
             }
-            if columns % 32 == 0 {
+            if columns.is_multiple_of(32) {
                 let dense = self.stacked(names, columns)?.flatten_all()?.to_vec1::<f32>()?;
                 let matrix =
                     QuantizedMatrix::quantize_q8_0(&dense, rows, columns).map_err(|error| ModelError::DType {

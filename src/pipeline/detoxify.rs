@@ -106,7 +106,9 @@ impl Detoxifier {
         let scores = self.score(text, &sentences, &spans, options).await?;
         let toxic: Vec<usize> = (0..sentences.len())
             .filter(|&at| {
-                let exceeded = options.always || options.threshold.is_exceeded_by(scores[at]);
+                // An address on its own leaves nothing that could be rewritten.
+                let exceeded =
+                    (options.always && !sentences[at].core.is_empty()) || options.threshold.is_exceeded_by(scores[at]);
                 sentences[at].protected.is_none() && exceeded
             })
             .collect();

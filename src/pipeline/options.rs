@@ -182,7 +182,7 @@ impl Options {
             fallback: Fallback::default(),
             adapter,
             strength: Strength::default(),
-            candidates: 4,
+            candidates: 8,
             seed: 0,
             format: Format::default(),
             verify: true,

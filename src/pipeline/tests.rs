@@ -80,6 +80,8 @@ async fn always_and_whole_text_are_for_evaluation() {
     detoxifier.detoxify(fine, &all).await.unwrap();
     assert_eq!(rewriter.asked.lock().unwrap().len(), 2);
     assert!(detoxifier.detoxify("", &all).await.unwrap().segments.is_empty());
+    let address = "https://a.example/idiot";
+    assert_eq!(detoxifier.detoxify(address, &all).await.unwrap().text, address);
 }
 
 #[tokio::test]

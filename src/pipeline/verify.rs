@@ -40,8 +40,8 @@ pub struct Weights {
 impl Default for Weights {
     fn default() -> Self {
         Self {
-            toxicity_power: 1.0,
-            similarity_power: 1.0,
+            toxicity_power: 8.0,
+            similarity_power: 2.0,
             nll_weight: 0.2,
             negation_penalty: 0.6,
             person_penalty: 0.7,

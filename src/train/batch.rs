@@ -206,6 +206,11 @@ fn sample(set: &TokenSet, size: SetSize, rng: &mut StdRng) -> TokenSet {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::single_range_in_vec_init,
+        reason = "a candidate is a range of tokens; one candidate is one range"
+    )]
+
     use super::*;
 
     fn set(prompt: usize, positives: &[usize], negatives: &[usize]) -> TokenSet {

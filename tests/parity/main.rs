@@ -3,7 +3,10 @@
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
 
+mod model;
+mod support;
 mod tokenizer;
+mod training;
 
 use std::path::PathBuf;
 

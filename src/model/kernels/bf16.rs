@@ -1,6 +1,6 @@
 //! Products with frozen weights held as bf16, accumulated in f32 (`vdpbf16ps`).
 //!
-//! The weight is packed once into panels of [`NR`] columns, cut along `k` into blocks whose panel stays in the
+//! The weight is packed once into panels of 32 columns, cut along `k` into blocks whose panel stays in the
 //! first-level cache. The activations are rounded to bf16 once a call, row by row, into the same `k` blocks: a row of
 //! a block has a fixed stride, so that the micro-kernel reaches all its rows from one pointer.
 

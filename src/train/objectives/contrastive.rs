@@ -188,6 +188,11 @@ impl Objective for ContrastivePerplexity {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::single_range_in_vec_init,
+        reason = "a candidate is a range of tokens; one candidate is one range"
+    )]
+
     use serde_json::Value;
 
     use super::*;

@@ -10,8 +10,7 @@ use std::{
 
 use detoxd::{
     adapters::AdapterLease,
-    pipeline::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites},
-    scoring::perplexity::{Perplexity, PerplexityScorer},
+    pipeline::{BoxFuture, Candidate, Perplexity, PerplexityScorer, RewriteError, RewriteRequest, Rewriter, Rewrites},
 };
 use tokio::sync::Notify;
 

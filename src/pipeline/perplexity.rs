@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::rewriter::{BoxFuture, RewriteError};
 use crate::adapters::AdapterLease;
 use crate::engine::{Engine, LikelihoodRequest};
 use crate::model::tokenizer::TextTokenizer;
-use crate::pipeline::{BoxFuture, RewriteError};
 
 /// Perplexities of a text: exp of the mean negative log-likelihood of its tokens after the first.
 #[derive(Debug, Clone, Copy, PartialEq)]
