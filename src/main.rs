@@ -72,7 +72,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
             telemetry::init(&LogConfig::default());
-            cli::train::run(args)
+            cli::train::run(*args)
         }
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),

@@ -36,7 +36,7 @@ pub enum Command {
     /// Rewrite standard input, one text a line, to standard output.
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.

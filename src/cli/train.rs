@@ -1,4 +1,4 @@
-//! `detoxd train`: trains an adapter from JSON lines.
+//! `detoxd train`: trains an adapter or a new model from JSON lines.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,27 +9,35 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::model::Decoder;
 use crate::model::lora::{LoraConfig, LoraModel, MODULES};
+use crate::model::tokenizer::TextTokenizer;
 use crate::model::weights::{ModelFiles, Purpose};
+use crate::model::whole::Blueprint;
 use crate::prompt::RewritePrompt;
 use crate::train::objectives::{ContrastivePerplexity, Objective, Phi, Sft, Similarity};
 use crate::train::optimizer::{AdamWConfig, Schedule};
-use crate::train::trainer::{Schedules, Start, StepReport, Trainer};
+use crate::train::trainable::Start;
+use crate::train::trainer::{Schedules, StepReport, Trainer};
 use crate::train::{batch, dataset};
 
-/// Trains a LoRA adapter for the rewrite prompt.
+/// Trains a LoRA adapter for the rewrite prompt, or a new model.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
     #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
     model: String,
+    /// Instead of an adapter on --model, trains every weight of a new model from random ones: a folder with its config.json and
+    /// tokenizer.json
+    #[arg(long, value_name = "FOLDER", conflicts_with = "init_adapter")]
+    new_model: Option<PathBuf>,
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
     /// Training data, JSON lines: {"anchor","positives","negatives"}, {"toxic","neutral"} or {"input","paraphrases","paraphrases_toxic"}
     #[arg(long)]
     data: PathBuf,
-    /// Folder of the run: loss log, checkpoints and in the end adapter/
+    /// Folder of the run: loss log, checkpoints and in the end adapter/ or model/
     #[arg(long)]
     out: PathBuf,
     /// What is minimised
@@ -44,7 +52,7 @@ pub struct TrainArgs {
     /// Type of the products with frozen weights: bf16 where the processor has them
     #[arg(long, value_enum, default_value_t = TrainDType::Bf16)]
     dtype: TrainDType,
-    /// Type of the numbers in the finished adapter's file
+    /// Type of the numbers in the finished file
     #[arg(long, value_enum, default_value_t = SaveDType::F16)]
     save_dtype: SaveDType,
     /// Minutes between checkpoints
@@ -74,6 +82,25 @@ enum SaveDType {
     F32,
     F16,
     Bf16,
+}
+
+impl From<TrainDType> for DType {
+    fn from(dtype: TrainDType) -> Self {
+        match dtype {
+            TrainDType::F32 => Self::F32,
+            TrainDType::Bf16 => Self::BF16,
+        }
+    }
+}
+
+impl From<SaveDType> for DType {
+    fn from(dtype: SaveDType) -> Self {
+        match dtype {
+            SaveDType::F32 => Self::F32,
+            SaveDType::F16 => Self::F16,
+            SaveDType::Bf16 => Self::BF16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -217,45 +244,43 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if hyperparameters.epochs <= 0.0 || hyperparameters.gradient_accumulation == 0 || hyperparameters.tau <= 0.0 {
         bail!("epochs, gradient-accumulation and tau must be positive");
     }
-    let files = ModelFiles::open(&super::model_path(&args.model, args.cache_dir.as_deref())?)?;
-    let tokenizer = files.tokenizer()?;
-    let prompt = RewritePrompt::new(&tokenizer)?;
+    let trained = Trained::open(&args)?;
+    let tokenizer = trained.tokenizer();
+    let prompt = RewritePrompt::new(tokenizer)?;
     let examples = dataset::read(&args.data)?;
-    let sets = batch::tokenise(&examples, &tokenizer, &prompt, hyperparameters.max_tokens)?;
-    let dtype = match args.dtype {
-        TrainDType::F32 => DType::F32,
-        TrainDType::Bf16 => DType::BF16,
-    };
-    let decoder = files.load(Purpose::Train { dtype }, &Device::Cpu)?;
-    let start = match &args.init_adapter {
-        Some(folder) => {
-            Start::From(LoraModel::load(folder, decoder.config(), decoder.device()).context("reading --init-adapter")?)
-        }
-        None => Start::New(LoraConfig {
-            r: hyperparameters.lora_rank,
-            lora_alpha: hyperparameters.lora_alpha,
-            target_modules: hyperparameters.target_modules.iter().cloned().collect(),
-            base_model_name_or_path: args.model.clone(),
-        }),
-    };
+    let sets = batch::tokenise(&examples, tokenizer, &prompt, hyperparameters.max_tokens)?;
     let objective = hyperparameters.objective(args.objective);
     let schedules = hyperparameters.schedules(args.objective);
     let mut settings = serde_json::to_value(hyperparameters)?;
     settings["objective"] = serde_json::to_value(args.objective)?;
     settings["examples"] = sets.len().into();
+    if args.new_model.is_some() {
+        settings["new_model"] = true.into();
+    }
+    let base;
+    let start = match &trained {
+        Trained::NewModel(blueprint) => Start::NewModel {
+            blueprint,
+            device: Device::Cpu,
+        },
+        Trained::Adapter(files, _) => {
+            base = files.load(
+                Purpose::Train {
+                    dtype: args.dtype.into(),
+                },
+                &Device::Cpu,
+            )?;
+            adapter(&args, &base)?
+        }
+    };
     let trainer = Trainer {
         run: &args.out,
-        decoder: &decoder,
         sets: &sets,
         objective: &*objective,
         schedules: &schedules,
         settings: settings.clone(),
         checkpoint_every: Duration::from_secs_f64(args.checkpoint_minutes.max(0.0) * 60.0),
-        save_dtype: match args.save_dtype {
-            SaveDType::F32 => DType::F32,
-            SaveDType::F16 => DType::F16,
-            SaveDType::Bf16 => DType::BF16,
-        },
+        save_dtype: args.save_dtype.into(),
     };
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     std::fs::write(args.out.join("config.json"), format!("{settings:#}\n"))?;
@@ -266,9 +291,52 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     })?;
     bar.finish();
     if let Some(folder) = folder {
-        tracing::info!(adapter = %folder.display(), "training finished");
+        tracing::info!(folder = %folder.display(), "training finished");
     }
     Ok(())
+}
+
+/// The files of what is trained.
+enum Trained {
+    NewModel(Blueprint),
+    Adapter(ModelFiles, TextTokenizer),
+}
+
+impl Trained {
+    fn open(args: &TrainArgs) -> anyhow::Result<Self> {
+        if let Some(folder) = &args.new_model {
+            return Ok(Self::NewModel(Blueprint::open(folder).context("reading --new-model")?));
+        }
+        let files = ModelFiles::open(&super::model_path(&args.model, args.cache_dir.as_deref())?)?;
+        let tokenizer = files.tokenizer()?;
+        Ok(Self::Adapter(files, tokenizer))
+    }
+
+    fn tokenizer(&self) -> &TextTokenizer {
+        match self {
+            Self::NewModel(blueprint) => blueprint.tokenizer(),
+            Self::Adapter(_, tokenizer) => tokenizer,
+        }
+    }
+}
+
+fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>> {
+    let hyperparameters = &args.hyperparameters;
+    Ok(match &args.init_adapter {
+        Some(folder) => Start::Adapter {
+            base,
+            adapter: LoraModel::load(folder, base.config(), base.device()).context("reading --init-adapter")?,
+        },
+        None => Start::NewAdapter {
+            base,
+            config: LoraConfig {
+                r: hyperparameters.lora_rank,
+                lora_alpha: hyperparameters.lora_alpha,
+                target_modules: hyperparameters.target_modules.iter().cloned().collect(),
+                base_model_name_or_path: args.model.clone(),
+            },
+        },
+    })
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {

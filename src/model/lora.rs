@@ -96,7 +96,8 @@ pub(super) fn projection_parts(projection: Projection, config: &DecoderConfig) -
     modules.iter().map(&mut place).collect()
 }
 
-fn in_size(projection: Projection, config: &DecoderConfig) -> usize {
+/// Columns of a projection's matrix.
+pub(super) fn in_size(projection: Projection, config: &DecoderConfig) -> usize {
     match projection {
         Projection::Qkv | Projection::GateUp => config.hidden_size,
         Projection::Output => config.num_heads * config.head_dim,

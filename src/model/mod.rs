@@ -5,11 +5,12 @@
 //! - [`kernels`]: loops over slices, chosen at run time for the processor; [`ops`]: those loops as candle operations
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
 //! - [`layers`]: what a block is made of; [`decoder`]: the blocks; [`kv_cache`]: what serving remembers of a sequence.
-//! - [`lora`]: adapters in PEFT's file layout.
+//! - [`lora`]: adapters in PEFT's file layout; [`whole`]: a decoder that is itself trained, from random weights to files.
 //!
 //! What does not live here: sampling and batching (`engine`), losses (`train`), and anything about prompts.
 //! **Invariant:** after loading, nothing in this room reads a file.
 
+mod build;
 pub mod catalogue;
 pub mod config;
 pub mod decoder;
@@ -21,6 +22,7 @@ pub mod ops;
 pub mod packing;
 pub mod tokenizer;
 pub mod weights;
+pub mod whole;
 
 pub use config::DecoderConfig;
 pub use decoder::Decoder;

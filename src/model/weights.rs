@@ -3,20 +3,18 @@
 use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use memmap2::Mmap;
 
 use super::ModelError;
+use super::build::{TensorSource, build};
 use super::config::DecoderConfig;
-use super::decoder::{Block, Decoder};
+use super::decoder::Decoder;
 use super::kernels::quantized::{BlockFormat, QuantizedMatrix};
-use super::layers::{Embedding, Linear, Projection, Weight};
-use super::lora::projection_parts;
-use super::ops::RotaryTable;
+use super::layers::Weight;
 use super::tokenizer::TextTokenizer;
 
 /// What a model is loaded for.
@@ -31,6 +29,8 @@ pub enum Purpose {
         /// `F32`, or `BF16` for bf16 products with f32 sums.
         dtype: DType,
     },
+    /// Training every weight: all of them are variables, in single precision.
+    TrainWhole,
 }
 
 /// The files of a model, opened and not yet turned into a decoder.
@@ -137,74 +137,12 @@ impl ModelFiles {
     /// # Errors
     /// When a tensor is missing, has another shape than the configuration says, or an unsupported type.
     pub fn load(&self, purpose: Purpose, device: &Device) -> Result<Decoder, ModelError> {
-        let config = self.config.clone();
-        let loader = Loader {
+        let mut loader = Loader {
             files: self,
             purpose,
             device,
         };
-        let embedding_shape = (config.vocab_size, config.hidden_size);
-        const EMBEDDING: &str = "model.embed_tokens.weight";
-        let head_name = if config.tie_word_embeddings {
-            EMBEDDING
-        } else {
-            "lm_head.weight"
-        };
-        let head = Arc::new(loader.weight(&[(head_name, config.vocab_size)], config.hidden_size)?);
-        let embedding = if config.tie_word_embeddings && matches!(*head, Weight::Quantized(_)) {
-            Embedding::Tied(head.clone())
-        } else if let (true, Weight::Dense(table)) = (config.tie_word_embeddings, &*head) {
-            Embedding::Dense(table.clone())
-        } else {
-            Embedding::Dense(loader.dense(EMBEDDING, embedding_shape)?)
-        };
-        let blocks = (0..config.num_layers)
-            .map(|layer| {
-                let linear = |projection: Projection| -> Result<Linear, ModelError> {
-                    let parts = projection_parts(projection, &config);
-                    let names: Vec<String> = parts
-                        .iter()
-                        .map(|part| format!("model.layers.{layer}.{}.weight", part.module))
-                        .collect();
-                    let stacked: Vec<(&str, usize)> = names
-                        .iter()
-                        .zip(&parts)
-                        .map(|(name, part)| (name.as_str(), part.rows.len()))
-                        .collect();
-                    let in_size = match projection {
-                        Projection::Qkv | Projection::GateUp => config.hidden_size,
-                        Projection::Output => config.num_heads * config.head_dim,
-                        Projection::Down => config.intermediate_size,
-                    };
-                    Ok(Linear::new(loader.weight(&stacked, in_size)?, layer, projection))
-                };
-                let norm =
-                    |name: &str| loader.vector(&format!("model.layers.{layer}.{name}.weight"), config.hidden_size);
-                Ok(Block {
-                    attention_norm: norm("input_layernorm")?,
-                    qkv: linear(Projection::Qkv)?,
-                    output: linear(Projection::Output)?,
-                    mlp_norm: norm("post_attention_layernorm")?,
-                    gate_up: linear(Projection::GateUp)?,
-                    down: linear(Projection::Down)?,
-                })
-            })
-            .collect::<Result<Vec<_>, ModelError>>()?;
-        let norm = loader.vector("model.norm.weight", config.hidden_size)?;
-        let rotary = Arc::new(RotaryTable::new(
-            config.max_positions,
-            config.head_dim,
-            config.rope_theta,
-        ));
-        Ok(Decoder {
-            device: device.clone(),
-            embedding,
-            blocks,
-            norm,
-            head,
-            rotary,
-            config,
-        })
+        build(self.config.clone(), device, &mut loader)
     }
 }
 
@@ -214,9 +152,8 @@ struct Loader<'a> {
     device: &'a Device,
 }
 
-impl Loader<'_> {
-    /// One matrix, stacked from the named ones `(name, rows)` of `columns` values each.
-    fn weight(&self, names: &[(&str, usize)], columns: usize) -> Result<Weight, ModelError> {
+impl TensorSource for Loader<'_> {
+    fn weight(&mut self, names: &[(&str, usize)], columns: usize) -> Result<Weight, ModelError> {
         let rows: usize = names.iter().map(|(_, rows)| rows).sum();
         if self.purpose == Purpose::ServeQuantized {
             if let Some((format, bytes)) = self.blocks(names, columns)? {
@@ -240,7 +177,26 @@ impl Loader<'_> {
         let dense = self.stacked(names, columns)?;
         match self.purpose {
             Purpose::Train { dtype } => Ok(Weight::for_training(dense, dtype)?),
-            Purpose::ServeQuantized | Purpose::ServeDense => Ok(Weight::Dense(dense)),
+            Purpose::TrainWhole | Purpose::ServeQuantized | Purpose::ServeDense => {
+                Ok(Weight::Dense(self.as_purposed(dense)?))
+            }
+        }
+    }
+
+    fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<Tensor, ModelError> {
+        self.as_purposed(self.dense(name, shape)?)
+    }
+
+    fn norm(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError> {
+        self.as_purposed(self.dense(name, (1, len))?.flatten_all()?)
+    }
+}
+
+impl Loader<'_> {
+    fn as_purposed(&self, tensor: Tensor) -> Result<Tensor, ModelError> {
+        match self.purpose {
+            Purpose::TrainWhole => Ok(Var::from_tensor(&tensor)?.into_inner()),
+            _ => Ok(tensor),
         }
     }
 
@@ -254,10 +210,6 @@ impl Loader<'_> {
         } else {
             Tensor::cat(&parts, 0)?
         })
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor, ModelError> {
-        Ok(self.dense(name, (1, len))?.flatten_all()?)
     }
 
     /// A tensor in single precision on the device; `(1, n)` also stands for a vector of `n`.

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::optimizer::AdamW;
-use crate::model::lora::LoraModel;
-use crate::model::{DecoderConfig, ModelError};
+use super::trainable::Trainable;
+use crate::model::ModelError;
 
 /// Where a run stands. Batches follow from the seed and the step, so no further state of the data is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,20 +25,32 @@ pub struct Progress {
     pub settings: serde_json::Value,
 }
 
+impl Progress {
+    /// The beginning of a run.
+    pub fn new(settings: serde_json::Value) -> Self {
+        Self {
+            step: 0,
+            tokens: 0,
+            seconds: 0.0,
+            settings,
+        }
+    }
+}
+
 const KEEP: usize = 2;
 
 /// Writes `checkpoints/step-N` under the run's folder: completely or not at all. Older ones than the last two go.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn save(run: &Path, progress: &Progress, adapter: &LoraModel, optimizer: &AdamW) -> Result<(), TrainError> {
+pub fn save(run: &Path, progress: &Progress, trainable: &Trainable<'_>, optimizer: &AdamW) -> Result<(), TrainError> {
     let parent = run.join("checkpoints");
     fs::create_dir_all(&parent).map_err(TrainError::io(&parent))?;
     let unfinished = tempfile::Builder::new()
         .prefix(".unfinished-")
         .tempdir_in(&parent)
         .map_err(TrainError::io(&parent))?;
-    adapter.save(unfinished.path(), DType::F32)?;
+    trainable.save(unfinished.path(), DType::F32)?;
     let (moments, steps) = optimizer.state()?;
     let mut moments: HashMap<String, Tensor> = moments.into_iter().collect();
     moments.insert("steps".to_owned(), Tensor::new(&[steps as u32], &Device::Cpu)?);
@@ -91,16 +103,11 @@ fn list(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(steps)
 }
 
-/// Reads a checkpoint: the adapter as variables, and where the run stands. [`restore_optimizer`] does the rest.
+/// Where a checkpoint's run stands. What was trained lies beside it; [`restore_optimizer`] does the rest.
 ///
 /// # Errors
-/// When a file is missing or belongs to a run with other settings.
-pub fn load(
-    checkpoint: &Path,
-    settings: &serde_json::Value,
-    decoder: &DecoderConfig,
-    device: &Device,
-) -> Result<(LoraModel, Progress), TrainError> {
+/// When the file is missing or belongs to a run with other settings.
+pub fn progress(checkpoint: &Path, settings: &serde_json::Value) -> Result<Progress, TrainError> {
     let unusable = |reason: String| TrainError::Checkpoint {
         path: checkpoint.display().to_string(),
         reason,
@@ -112,10 +119,7 @@ pub fn load(
         let changed = changed_keys(&progress.settings, settings).join(", ");
         return Err(unusable(format!("it belongs to a run with other settings ({changed})")));
     }
-    Ok((
-        LoraModel::load(checkpoint, decoder, device)?.into_variables()?,
-        progress,
-    ))
+    Ok(progress)
 }
 
 fn changed_keys(a: &serde_json::Value, b: &serde_json::Value) -> Vec<String> {

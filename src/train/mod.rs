@@ -1,8 +1,9 @@
-//! Training of adapters: examples in, a PEFT folder out.
+//! Training: examples in, an adapter in PEFT's layout or a model in Hugging Face's out.
 //!
 //! - [`dataset`]: the three shapes of JSON lines; [`batch`]: examples as packed token sets, in a reproducible order.
 //! - [`objectives`]: from the log-likelihoods of a batch's sequences to a loss and its gradient, in double precision and
 //!   without a tensor; [`optimizer`]: AdamW and the learning-rate schedule.
+//! - [`trainable`]: an adapter over a frozen decoder, or a whole decoder: all the loop needs to know of either.
 //! - [`trainer`]: the loop; [`checkpoint`]: what it takes to go on after an interruption as if there had been none.
 //!
 //! What does not live here: forward and backward passes of the model (`model`), jobs and their queue.
@@ -12,6 +13,7 @@ pub mod checkpoint;
 pub mod dataset;
 pub mod objectives;
 pub mod optimizer;
+pub mod trainable;
 pub mod trainer;
 
 use crate::model::ModelError;

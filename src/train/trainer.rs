@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
@@ -15,11 +13,9 @@ use super::batch::{self, Batch, SetSize, TokenSet};
 use super::checkpoint::{self, Progress};
 use super::objectives::Objective;
 use super::optimizer::{AdamW, AdamWConfig, Gradients, Schedule};
-use crate::model::Decoder;
-use crate::model::layers::Adaptation;
-use crate::model::lora::{LoraConfig, LoraModel};
+use super::trainable::{Start, Trainable};
 
-/// How long and how fast to train, and in what portions. Saved beside the adapter.
+/// How long and how fast to train, and in what portions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Schedules {
     /// Passes over the dataset; fractions are allowed.
@@ -67,12 +63,10 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
-/// A run: its folder, what it trains and on what.
+/// A run: its folder, and on what it trains.
 pub struct Trainer<'a> {
-    /// Holds `loss.jsonl`, `checkpoints/` and in the end `adapter/`.
+    /// Holds `loss.jsonl`, `checkpoints/` and in the end `adapter/` or `model/`.
     pub run: &'a Path,
-    /// The frozen model.
-    pub decoder: &'a Decoder,
     /// The training sets.
     pub sets: &'a [TokenSet],
     /// What is minimised.
@@ -83,16 +77,8 @@ pub struct Trainer<'a> {
     pub settings: serde_json::Value,
     /// How often to write a checkpoint.
     pub checkpoint_every: Duration,
-    /// Element type of the finished adapter's file.
+    /// Element type of the finished file.
     pub save_dtype: DType,
-}
-
-/// What a run begins with.
-pub enum Start {
-    /// A new adapter.
-    New(LoraConfig),
-    /// An existing adapter, trained on.
-    From(LoraModel),
 }
 
 impl Trainer<'_> {
@@ -104,42 +90,27 @@ impl Trainer<'_> {
         self.schedules.max_steps.map_or(steps, |most| most.min(steps)).max(1)
     }
 
-    /// Trains, from the last checkpoint when `resume` is set and there is one; returns the adapter's folder. `report` is told of
-    /// every step and stops the run by returning `false`, after a checkpoint; after the last step there is nothing to stop.
+    /// Trains, from the last checkpoint when `resume` is set and there is one; returns the folder of what was trained. `report` is
+    /// told of every step and stops the run by returning `false`, after a checkpoint; after the last step there is nothing to stop.
     ///
     /// # Errors
     /// When a file cannot be written, a checkpoint belongs to another run, or the loss is no longer a number.
     pub fn train(
         &self,
-        start: Start,
+        start: Start<'_>,
         resume: bool,
         mut report: impl FnMut(&StepReport) -> bool,
     ) -> Result<Option<PathBuf>, TrainError> {
         fs::create_dir_all(self.run).map_err(TrainError::io(self.run))?;
-        let device = self.decoder.device();
         let checkpoint = if resume { checkpoint::latest(self.run)? } else { None };
-        let (adapter, mut progress) = match &checkpoint {
-            Some(path) => checkpoint::load(path, &self.settings, self.decoder.config(), device)?,
-            None => {
-                let adapter = match start {
-                    Start::From(adapter) => adapter.into_variables()?,
-                    Start::New(config) => {
-                        let mut rng = StdRng::seed_from_u64(self.schedules.seed);
-                        LoraModel::initialise(config, self.decoder.config(), device, &mut rng)?
-                    }
-                };
-                (
-                    adapter,
-                    Progress {
-                        step: 0,
-                        tokens: 0,
-                        seconds: 0.0,
-                        settings: self.settings.clone(),
-                    },
-                )
+        let (trainable, mut progress) = match &checkpoint {
+            Some(path) => {
+                let progress = checkpoint::progress(path, &self.settings)?;
+                (start.resume(path)?, progress)
             }
+            None => (start.begin(self.schedules.seed)?, Progress::new(self.settings.clone())),
         };
-        let mut optimizer = AdamW::new(adapter.parameters(), self.schedules.adamw)?;
+        let mut optimizer = AdamW::new(trainable.parameters()?, self.schedules.adamw)?;
         if let Some(path) = &checkpoint {
             checkpoint::restore_optimizer(path, &mut optimizer)?;
         }
@@ -161,7 +132,7 @@ impl Trainer<'_> {
             for part in 0..self.schedules.gradient_accumulation {
                 let batch = batches.get(step * self.schedules.gradient_accumulation + part);
                 tokens += batch.tokens.len();
-                let (value, gradients) = self.gradients(&batch, &adapter, &optimizer)?;
+                let (value, gradients) = self.gradients(&batch, &trainable, &optimizer)?;
                 loss += value / self.schedules.gradient_accumulation as f64;
                 match &mut sum {
                     None => sum = Some(gradients),
@@ -203,17 +174,17 @@ impl Trainer<'_> {
             writeln!(log, "{json}").map_err(TrainError::io(&path))?;
             let go_on = report(&line);
             if progress.step < steps && (!go_on || saved.elapsed() >= self.checkpoint_every) {
-                checkpoint::save(self.run, &progress, &adapter, &optimizer)?;
+                checkpoint::save(self.run, &progress, &trainable, &optimizer)?;
                 saved = Instant::now();
                 if !go_on {
                     return Ok(None);
                 }
             }
         }
-        checkpoint::save(self.run, &progress, &adapter, &optimizer)?;
-        let folder = self.run.join("adapter");
+        checkpoint::save(self.run, &progress, &trainable, &optimizer)?;
+        let folder = self.run.join(trainable.folder_name());
         fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
-        adapter.save(&folder, self.save_dtype)?;
+        trainable.save(&folder, self.save_dtype)?;
         Ok(Some(folder))
     }
 
@@ -224,13 +195,12 @@ impl Trainer<'_> {
     pub fn gradients(
         &self,
         batch: &Batch,
-        adapter: &LoraModel,
+        trainable: &Trainable<'_>,
         optimizer: &AdamW,
     ) -> Result<(f64, Gradients), TrainError> {
-        let hidden = self
-            .decoder
-            .forward_packed(&batch.tokens, &batch.packing, Adaptation::Lora(adapter))?;
-        let nll = self.decoder.cross_entropy(&hidden, &batch.targets)?;
+        let decoder = trainable.decoder();
+        let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, trainable.adaptation())?;
+        let nll = decoder.cross_entropy(&hidden, &batch.targets)?;
         let loss = self.objective.loss(&nll.to_vec1::<f32>()?, &batch.sets);
         // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
         let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();

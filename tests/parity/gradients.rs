@@ -22,8 +22,10 @@ fn gradients(decoder: &Decoder, adapter: &LoraModel, batch: &Batch, objective: &
     let schedules = tiny::schedules();
     let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
     let sets: [TokenSet; 0] = [];
-    let trainer = tiny::trainer("unused".as_ref(), decoder, &sets, objective, &schedules);
-    let (_, gradients) = trainer.gradients(batch, adapter, &optimizer).unwrap();
+    let trainer = tiny::trainer("unused".as_ref(), &sets, objective, &schedules);
+    let (_, gradients) = trainer
+        .gradients(batch, &tiny::trainable(decoder, adapter), &optimizer)
+        .unwrap();
     gradients.tensors().to_vec()
 }
 

@@ -47,9 +47,13 @@ fn a_packed_set_gives_the_loss_and_the_gradients_of_its_sequences() {
     for (name, objective) in [("SFT", &Sft as &dyn Objective), ("CP", &tiny::DIRECTED)] {
         let adapter = tiny::adapter(&decoder).into_variables().unwrap();
         let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
-        let trainer = tiny::trainer("unused".as_ref(), &decoder, &sets, objective, &schedules);
-        let (got, got_gradients) = trainer.gradients(&shared, &adapter, &optimizer).unwrap();
-        let (want, want_gradients) = trainer.gradients(&separate, &adapter, &optimizer).unwrap();
+        let trainer = tiny::trainer("unused".as_ref(), &sets, objective, &schedules);
+        let (got, got_gradients) = trainer
+            .gradients(&shared, &tiny::trainable(&decoder, &adapter), &optimizer)
+            .unwrap();
+        let (want, want_gradients) = trainer
+            .gradients(&separate, &tiny::trainable(&decoder, &adapter), &optimizer)
+            .unwrap();
         println!("{name}: {got}, unpacked {want}");
         assert!((got - want).abs() < 1e-4, "{name}: {got}, unpacked {want}");
         let parameters = adapter.parameters();

@@ -7,7 +7,8 @@ use detoxd::model::Decoder;
 use detoxd::model::lora::LoraConfig;
 use detoxd::train::batch::{self, Batch, SetSize, TokenSet};
 use detoxd::train::optimizer::AdamW;
-use detoxd::train::trainer::{Schedules, Start, StepReport};
+use detoxd::train::trainable::Start;
+use detoxd::train::trainer::{Schedules, StepReport};
 
 use crate::tiny;
 
@@ -25,13 +26,20 @@ impl Run<'_> {
 
     /// Trains until after step `stop`; the reports, and the bytes of the adapter if the run came to its end.
     fn go(&self, resume: bool, stop: usize) -> (Vec<StepReport>, Option<Vec<u8>>) {
-        let trainer = tiny::trainer(self.folder, self.decoder, self.sets, &tiny::DIRECTED, self.schedules);
+        let trainer = tiny::trainer(self.folder, self.sets, &tiny::DIRECTED, self.schedules);
         let mut reports = Vec::new();
         let adapter = trainer
-            .train(Start::New(self.config()), resume, |report| {
-                reports.push(report.clone());
-                report.step != stop
-            })
+            .train(
+                Start::NewAdapter {
+                    base: self.decoder,
+                    config: self.config(),
+                },
+                resume,
+                |report| {
+                    reports.push(report.clone());
+                    report.step != stop
+                },
+            )
             .unwrap();
         let bytes = adapter.map(|folder| fs::read(folder.join("adapter_model.safetensors")).unwrap());
         (reports, bytes)
@@ -115,7 +123,7 @@ fn a_run_stopped_at_its_last_step_is_finished() {
         schedules: &schedules,
         folder: folder.path(),
     };
-    let steps = tiny::trainer(folder.path(), &decoder, &sets, &tiny::DIRECTED, &schedules).steps();
+    let steps = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules).steps();
     let (reports, adapter) = run.go(false, steps);
     assert_eq!(reports.len(), steps);
     let adapter = adapter.expect("an adapter");
@@ -135,10 +143,17 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
         folder: folder.path(),
     };
     run.go(false, 2);
-    let mut trainer = tiny::trainer(folder.path(), &decoder, &sets, &tiny::DIRECTED, &schedules);
+    let mut trainer = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules);
     trainer.settings["name"] = "another".into();
     let error = trainer
-        .train(Start::New(run.config()), true, |_| true)
+        .train(
+            Start::NewAdapter {
+                base: &decoder,
+                config: run.config(),
+            },
+            true,
+            |_| true,
+        )
         .unwrap_err()
         .to_string();
     assert!(error.contains("(name)"), "{error}");
@@ -161,7 +176,7 @@ fn accumulated_gradients_are_averaged() {
     };
     let (reports, _) = run.go(false, usize::MAX);
 
-    let trainer = tiny::trainer(folder.path(), &decoder, &sets, &tiny::DIRECTED, &schedules);
+    let trainer = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules);
     let size = SetSize {
         positives: schedules.num_positives,
         negatives: schedules.num_negatives,
@@ -173,7 +188,10 @@ fn accumulated_gradients_are_averaged() {
     let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
     let gradients = |index: usize| {
         let batch = Batch::pack(&batches[index]);
-        trainer.gradients(&batch, &adapter, &optimizer).unwrap().1
+        trainer
+            .gradients(&batch, &tiny::trainable(&decoder, &adapter), &optimizer)
+            .unwrap()
+            .1
     };
     let squares: f64 = gradients(0)
         .tensors()

@@ -16,6 +16,7 @@ use detoxd::model::weights::{ModelFiles, Purpose};
 use detoxd::train::batch::TokenSet;
 use detoxd::train::objectives::{ContrastivePerplexity, Objective, Phi, Similarity};
 use detoxd::train::optimizer::{AdamWConfig, Schedule};
+use detoxd::train::trainable::Trainable;
 use detoxd::train::trainer::{Schedules, Trainer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -206,19 +207,25 @@ pub fn schedules() -> Schedules {
 
 pub fn trainer<'a>(
     run: &'a Path,
-    decoder: &'a Decoder,
     sets: &'a [TokenSet],
     objective: &'a dyn Objective,
     schedules: &'a Schedules,
 ) -> Trainer<'a> {
     Trainer {
         run,
-        decoder,
         sets,
         objective,
         schedules,
         settings: serde_json::json!({ "name": "tiny", "schedules": schedules }),
         checkpoint_every: Duration::from_secs(3600),
         save_dtype: DType::F32,
+    }
+}
+
+/// An adapter as what a run trains; it shares the adapter's variables.
+pub fn trainable<'a>(decoder: &'a Decoder, adapter: &LoraModel) -> Trainable<'a> {
+    Trainable::Adapter {
+        base: decoder,
+        adapter: adapter.clone(),
     }
 }

@@ -38,14 +38,16 @@ fn losses_gradients_and_steps_are_those_of_pytorch() {
     let adapter = tiny::adapter(&decoder).into_variables().unwrap();
     let mut optimizer = AdamW::new(adapter.parameters(), AdamWConfig::default()).unwrap();
     let schedules = tiny::schedules();
-    let trainer = tiny::trainer("unused".as_ref(), &decoder, &sets, &Sft, &schedules);
+    let trainer = tiny::trainer("unused".as_ref(), &sets, &Sft, &schedules);
     let batch = Batch::pack(&sets);
 
     let mut compared = 0;
     let mut worst = [0f64; 4];
     let mut note = |kind: usize, difference: f64| worst[kind] = worst[kind].max(difference);
     for (step, want) in recorded.losses.iter().enumerate() {
-        let (loss, gradients) = trainer.gradients(&batch, &adapter, &optimizer).unwrap();
+        let (loss, gradients) = trainer
+            .gradients(&batch, &tiny::trainable(&decoder, &adapter), &optimizer)
+            .unwrap();
         note(0, (loss - want).abs());
         assert!((loss - want).abs() < 1e-4, "loss {step}: {loss}, recorded {want}");
         if step == 0 {

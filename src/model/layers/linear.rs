@@ -67,6 +67,16 @@ impl Linear {
         }
     }
 
+    /// Its matrix.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// Which projection of a block it is.
+    pub fn projection(&self) -> Projection {
+        self.projection
+    }
+
     /// `x [tokens, in]` to `[tokens, out]`.
     ///
     /// # Errors
