@@ -85,11 +85,11 @@ async fn main() -> anyhow::Result<()> {
                     let ranking = verifier.rank(&source, std::slice::from_ref(candidate));
                     match (ranking.accepted.first(), ranking.rejected.first()) {
                         (Some(accepted), _) => serde_json::json!({
-                            "text": accepted.text, "raw": candidate.text, "mean_nll": candidate.mean_nll,
+                            "text": accepted.text, "mean_nll": candidate.mean_nll,
                             "toxicity": accepted.toxicity, "similarity": accepted.similarity, "score": accepted.score,
                         }),
                         (None, reason) => serde_json::json!({
-                            "text": candidate.text, "raw": candidate.text, "mean_nll": candidate.mean_nll,
+                            "text": candidate.text, "mean_nll": candidate.mean_nll,
                             "rejected": reason.map(|reason| reason.name()),
                         }),
                     }

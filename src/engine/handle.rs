@@ -21,6 +21,8 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt tokens taken into one step.
     pub max_prefill_tokens: usize,
+    /// Tokens, prompts and continuations at their longest, whose keys and values may be held; a single request may exceed it.
+    pub max_cached_tokens: usize,
     /// Threads of the matrix products.
     pub threads: usize,
 }
@@ -32,6 +34,8 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             max_sequences: 64,
             max_prefill_tokens: 512,
+            // Some 190 MB for the default model.
+            max_cached_tokens: 4096,
             threads,
         }
     }

@@ -71,9 +71,11 @@ impl Scheduler {
                 .filter(|group| group.prompt.is_some())
                 .map(|group| group.generation.prompt.len())
                 .sum();
-            if !self.groups.is_empty()
-                && (running >= self.config.max_sequences || waiting_tokens >= self.config.max_prefill_tokens)
-            {
+            let cached_tokens: usize = self.groups.iter().map(Group::cached_tokens).sum();
+            let is_full = running >= self.config.max_sequences
+                || waiting_tokens >= self.config.max_prefill_tokens
+                || cached_tokens >= self.config.max_cached_tokens;
+            if is_full && !self.groups.is_empty() {
                 return true;
             }
             let command = if self.groups.is_empty() {

@@ -88,6 +88,11 @@ impl Group {
                 .all(|candidate| candidate.state != State::Running)
     }
 
+    /// Tokens whose keys and values it holds at most.
+    pub(super) fn cached_tokens(&self) -> usize {
+        self.generation.prompt.len() + self.generation.candidates * self.generation.max_new_tokens
+    }
+
     /// Whether nobody waits for the answer any more.
     pub(super) fn is_abandoned(&self) -> bool {
         self.reply.is_closed()

@@ -94,7 +94,7 @@ pub fn sort(
         return None;
     }
     for text in &positives {
-        if let Some(undone) = undo_cleanest_edit(source, text, toxicity)
+        if let Some(undone) = put_insult_back(source, text, toxicity)
             && toxicity.score(&undone) >= criteria.toxic
         {
             toxic_negatives.push(undone);
@@ -121,7 +121,7 @@ pub fn sort(
 }
 
 /// The rewrite with its most toxic removal undone: an insult put back into clean words.
-fn undo_cleanest_edit(source: &str, rewrite: &str, toxicity: &dyn Toxicity) -> Option<String> {
+fn put_insult_back(source: &str, rewrite: &str, toxicity: &dyn Toxicity) -> Option<String> {
     let old: Vec<&str> = source.split_word_bounds().collect();
     let new: Vec<&str> = rewrite.split_word_bounds().collect();
     let operations = capture_diff_slices(Algorithm::Myers, &old, &new);
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_insult_is_what_is_put_back() {
-        let undone = undo_cleanest_edit("the idiot is late again", "the man is late", &Words);
+        let undone = put_insult_back("the idiot is late again", "the man is late", &Words);
         assert_eq!(undone.as_deref(), Some("the idiot is late"));
     }
 }

@@ -118,11 +118,7 @@ impl Trainer<'_> {
         let steps = self.steps();
         let (begun, seconds_before) = (Instant::now(), progress.seconds);
         let mut saved = Instant::now();
-        let mut batches = Batches {
-            trainer: self,
-            epoch: usize::MAX,
-            batches: Vec::new(),
-        };
+        let mut batches = Batches::new(self);
         while progress.step < steps {
             let step = progress.step;
             let learning_rate =
@@ -236,27 +232,32 @@ impl Trainer<'_> {
     }
 }
 
-/// The batches of the run by number, an epoch at a time.
+/// The batches of the run by number, an epoch at a time. Numbers asked for never fall.
 struct Batches<'a, 'b> {
     trainer: &'a Trainer<'b>,
     epoch: usize,
+    /// Number of the epoch's first batch.
+    first: usize,
     batches: Vec<Vec<TokenSet>>,
 }
 
-impl Batches<'_, '_> {
-    fn get(&mut self, mut index: usize) -> Batch {
-        // Epochs may differ a little in their number of batches, so the epochs before are counted, not computed with.
-        let mut epoch = 0;
-        loop {
-            if self.epoch != epoch {
-                self.batches = self.trainer.epoch(epoch);
-                self.epoch = epoch;
-            }
-            if index < self.batches.len() {
-                return Batch::pack(&self.batches[index]);
-            }
-            index -= self.batches.len();
-            epoch += 1;
+impl<'a, 'b> Batches<'a, 'b> {
+    fn new(trainer: &'a Trainer<'b>) -> Self {
+        Self {
+            trainer,
+            epoch: 0,
+            first: 0,
+            batches: trainer.epoch(0),
         }
+    }
+
+    fn get(&mut self, index: usize) -> Batch {
+        // Epochs may differ a little in their number of batches, so a resumed run counts through those before.
+        while index >= self.first + self.batches.len() {
+            self.first += self.batches.len();
+            self.epoch += 1;
+            self.batches = self.trainer.epoch(self.epoch);
+        }
+        Batch::pack(&self.batches[index - self.first])
     }
 }

@@ -144,7 +144,7 @@ fn logits_with_an_adapter_trained_by_peft_are_those_of_peft() {
 }
 
 #[test]
-fn the_shipped_adapter_fits_and_rewrites() {
+fn the_shipped_adapter_fits() {
     let Some(path) = file("DETOXD_TEST_BASE") else { return };
     let decoder = load(&path, Purpose::ServeQuantized);
     let shipped = detoxd::adapters::ShippedAdapter::find(&"default@1".parse().unwrap()).unwrap();

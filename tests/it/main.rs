@@ -5,7 +5,6 @@ mod bad_input;
 mod cli;
 mod detoxify;
 mod limits;
-mod logs;
 mod operations;
 mod rewrite;
 mod score;

@@ -45,7 +45,7 @@ fn generation(prompt: &[u32]) -> Generation {
 /// Keeps the engine busy for a good while.
 fn endless() -> Generation {
     Generation {
-        candidates: 48,
+        candidates: 128,
         max_new_tokens: 250,
         ..generation(&[7, 8, 9])
     }
@@ -191,6 +191,29 @@ async fn requests_at_once_get_what_they_get_one_by_one() {
             alone.steps()
         );
     }
+}
+
+#[tokio::test]
+async fn when_only_one_fits_into_memory_the_others_wait_their_turn() {
+    let decoder = tiny::tied();
+    let requests = assorted(&decoder);
+    let alone = engine(limits());
+    let narrow = engine(EngineConfig {
+        max_cached_tokens: 1,
+        ..limits()
+    });
+    let tasks: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (engine, request) = (narrow.clone(), request.clone());
+            tokio::spawn(async move { engine.generate(request).await })
+        })
+        .collect();
+    for (task, request) in tasks.into_iter().zip(&requests) {
+        let want = alone.generate(request.clone()).await.unwrap();
+        assert_same(&task.await.unwrap().unwrap().completions, &want.completions);
+    }
+    assert_eq!(narrow.steps(), alone.steps(), "one at a time");
 }
 
 #[tokio::test]

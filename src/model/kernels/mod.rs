@@ -2,7 +2,6 @@
 
 pub mod bf16;
 pub(crate) mod gemm;
-pub(crate) mod low_rank;
 mod memory;
 pub mod quantized;
 pub(crate) mod vector;

@@ -1,4 +1,11 @@
 //! What users write is in no log line, whatever happens to it.
+//!
+//! A binary of its own: only a subscriber of the whole process sees every line, and a scoped one can be shut out by a test
+//! beside it that meets a log statement first (tracing then asks that test's thread whether anybody listens, and remembers).
+
+#[path = "../it/support/mod.rs"]
+#[allow(dead_code, reason = "shared with tests/it")]
+mod support;
 
 use std::{
     io::{self, Write},
@@ -38,13 +45,11 @@ impl<'a> MakeWriter<'a> for Captured {
 #[tokio::test]
 async fn no_text_is_logged() {
     let captured = Captured::default();
-    let subscriber = tracing_subscriber::fmt()
+    tracing_subscriber::fmt()
         .with_writer(captured.clone())
         .with_ansi(false)
         .with_max_level(tracing::Level::TRACE)
-        .finish();
-    // One thread, so that it is this subscriber everything goes to.
-    let _guard = tracing::subscriber::set_default(subscriber);
+        .init();
 
     let app = App::new();
     app.detoxify(json!({ "text": TOXIC })).await.ok();
