@@ -7,9 +7,12 @@ use anyhow::Context;
 use detoxd::{
     cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
-    http::{AppState, openapi, server},
+    db::Database,
+    http::{AppState, Backend, openapi, server},
     metrics::Metrics,
-    shutdown, telemetry,
+    shutdown,
+    store::Store,
+    telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -100,7 +103,10 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
 
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
-    let state = AppState::new(config.server.limits, config.policy, metrics);
+    let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
+    let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
+    let backend = Backend::new(db, store, config.model.model.clone());
+    let state = AppState::new(config.server.limits, config.policy, metrics, backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; choose another with --listen",

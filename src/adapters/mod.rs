@@ -5,10 +5,12 @@
 //!
 //! **Invariant:** a version never changes: another adapter is another number.
 
+mod registry;
 mod resident;
 mod shipped;
 mod version;
 
+pub use registry::Registry;
 pub use resident::{AdapterLease, Residents, UnknownAdapter};
 pub use shipped::ShippedAdapter;
 pub use version::{AdapterRef, AdapterVersion, ParseAdapterRefError};

@@ -35,6 +35,11 @@ impl ShippedAdapter {
             .find(|shipped| shipped.version().answers_to(wanted))
     }
 
+    /// The newest one shipped for a base model, as the catalogue names it.
+    pub fn for_base(base: &str) -> Option<&'static Self> {
+        SHIPPED.iter().rev().find(|shipped| shipped.base == base)
+    }
+
     /// What it is called.
     pub fn version(&self) -> AdapterVersion {
         AdapterVersion::new(self.name, self.number)

@@ -147,6 +147,21 @@ fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, Comp
     let (shape, device) = (decoder.config(), decoder.device());
     match &config.adapter {
         AdapterSource::None => Ok(AdapterLease::none()),
+        AdapterSource::Auto => {
+            let shipped = ShippedAdapter::for_base(&config.model).ok_or_else(|| {
+                failed(
+                    "auto".to_owned(),
+                    format!(
+                        "no adapter is shipped for {}; name a PEFT folder, or `none`",
+                        config.model
+                    ),
+                )
+            })?;
+            let version = shipped.version().to_string();
+            shipped
+                .load(shape, device)
+                .map_err(|error| failed(version, error.to_string()))
+        }
         AdapterSource::Folder(folder) => {
             let name = folder.file_name().map_or("local".into(), |name| name.to_string_lossy());
             let name: String = name

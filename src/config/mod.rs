@@ -5,22 +5,33 @@
 //! values of the file are handed to it as defaults, so that `--help` shows what is in force.
 //! Nothing here opens a model or a socket.
 
+mod access;
+mod adapters;
 mod duration;
 pub mod file;
+mod jobs;
 mod log;
 mod model;
 mod policy;
 mod raw;
 mod server;
+mod storage;
 
 use std::path::PathBuf;
 
 pub use self::{
+    access::AuthMode,
+    adapters::AdaptersConfig,
+    jobs::JobsConfig,
     log::{LogConfig, LogFormat},
     model::{AdapterSource, Device, Dtype, ModelConfig, Quantize},
     policy::Policy,
-    raw::{LogSettings, ModelSettings, PolicySettings, RawConfig, ServerSettings},
+    raw::{
+        AccessSettings, AdapterSettings, JobSettings, LogSettings, ModelSettings, PolicySettings, RawConfig,
+        ServerSettings, StorageSettings,
+    },
     server::{Limits, ServerConfig},
+    storage::StorageConfig,
 };
 
 /// Why the settings can't be used. Every message names the setting.
@@ -89,6 +100,14 @@ pub struct Config {
     pub model: ModelConfig,
     /// How texts are treated when a request says nothing else.
     pub policy: Policy,
+    /// What is kept, and where.
+    pub storage: StorageConfig,
+    /// Adapters in memory and from where they may be imported.
+    pub adapters: AdaptersConfig,
+    /// The jobs that this process runs.
+    pub jobs: JobsConfig,
+    /// Whether requests need a key.
+    pub auth: AuthMode,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -101,6 +120,10 @@ impl TryFrom<RawConfig> for Config {
             server: raw.server.try_into()?,
             model: raw.model.try_into()?,
             policy: raw.policy.try_into()?,
+            adapters: AdaptersConfig::new(raw.adapters, &raw.storage.data_dir)?,
+            storage: raw.storage.try_into()?,
+            jobs: raw.jobs.try_into()?,
+            auth: raw.access.into(),
             log: raw.log.try_into()?,
         })
     }

@@ -8,8 +8,6 @@ use crate::adapters::AdapterRef;
 /// Which model, on what, with which adapter.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Folder for what the service keeps.
-    pub data_dir: PathBuf,
     /// Folder for models that are fetched; `None` is the user's cache folder.
     pub cache_dir: Option<PathBuf>,
     /// Catalogue name, folder or GGUF file.
@@ -29,6 +27,8 @@ pub struct ModelConfig {
 /// Where the adapter comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdapterSource {
+    /// What was activated last, else the one shipped for the model.
+    Auto,
     /// The bare base model.
     None,
     /// A registered or shipped adapter.
@@ -79,7 +79,6 @@ impl TryFrom<ModelSettings> for ModelConfig {
             return Err(ConfigError::invalid("threads", 0, "must be at least 1"));
         }
         Ok(Self {
-            data_dir: raw.data_dir,
             cache_dir: raw.cache_dir,
             adapter: adapter(&raw.adapter)?,
             device: device(&raw.device)?,
@@ -100,8 +99,10 @@ impl TryFrom<ModelSettings> for ModelConfig {
 }
 
 fn adapter(text: &str) -> Result<AdapterSource, ConfigError> {
-    if text == "none" {
-        return Ok(AdapterSource::None);
+    match text {
+        "auto" => return Ok(AdapterSource::Auto),
+        "none" => return Ok(AdapterSource::None),
+        _ => {}
     }
     if text.contains(std::path::MAIN_SEPARATOR) || Path::new(text).is_dir() {
         return Ok(AdapterSource::Folder(text.into()));
@@ -137,6 +138,7 @@ mod tests {
 
     #[test]
     fn adapters() {
+        assert_eq!(adapter("auto").ok(), Some(AdapterSource::Auto));
         assert_eq!(adapter("none").ok(), Some(AdapterSource::None));
         assert_eq!(adapter("./out/a").ok(), Some(AdapterSource::Folder("./out/a".into())));
         assert!(matches!(adapter("default@1"), Ok(AdapterSource::Named(_))));

@@ -15,6 +15,18 @@ pub struct RawConfig {
     /// The policy.
     #[command(flatten)]
     pub policy: PolicySettings,
+    /// What is kept, and where.
+    #[command(flatten)]
+    pub storage: StorageSettings,
+    /// Adapters in memory and from where they may be imported.
+    #[command(flatten)]
+    pub adapters: AdapterSettings,
+    /// The jobs that this process runs.
+    #[command(flatten)]
+    pub jobs: JobSettings,
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: AccessSettings,
     /// The log and the configuration file.
     #[command(flatten)]
     pub log: LogSettings,
@@ -59,23 +71,16 @@ pub struct ServerSettings {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelSettings {
-    /// Folder for what the service keeps.
-    #[arg(
-        long,
-        env = "DETOXD_DATA_DIR",
-        value_name = "FOLDER",
-        default_value = "./detoxd-data"
-    )]
-    pub data_dir: PathBuf,
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd].
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
     /// A name of the catalogue (`detoxd model list`), a folder in Hugging Face layout, or a GGUF file.
     #[arg(long, env = "DETOXD_MODEL", value_name = "MODEL", default_value = "smollm2-135m")]
     pub model: String,
-    /// Adapter that rewrites: `name@version`, a PEFT folder (a path with a `/` or a folder that
-    /// exists), or `none` for the bare base model.
-    #[arg(long, env = "DETOXD_ADAPTER", value_name = "ADAPTER", default_value = "default@1")]
+    /// Adapter that rewrites. `auto`: for `serve` what was activated last, at first and for other commands the one shipped for the
+    /// model. Else `name@version`, a PEFT folder (a path with a `/` or a folder that exists), or `none` for the bare base model;
+    /// `serve` then activates it when it starts.
+    #[arg(long, env = "DETOXD_ADAPTER", value_name = "ADAPTER", default_value = "auto")]
     pub adapter: String,
     /// Where the model computes: `cpu` or `cuda:N`.
     #[arg(long, env = "DETOXD_DEVICE", value_name = "DEVICE", default_value = "cpu")]
@@ -111,6 +116,90 @@ pub struct PolicySettings {
     /// Rewrites drawn for each toxic sentence, of which the best verified one is taken, 1 to 16.
     #[arg(long, env = "DETOXD_CANDIDATES", value_name = "N", default_value_t = 8)]
     pub candidates: usize,
+}
+
+/// What is kept, and where.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Storage")]
+pub struct StorageSettings {
+    /// Folder for what the service keeps.
+    #[arg(
+        long,
+        env = "DETOXD_DATA_DIR",
+        value_name = "FOLDER",
+        default_value = "./detoxd-data"
+    )]
+    pub data_dir: PathBuf,
+    /// Database with jobs, adapters and keys, `postgres://user:password@host/name` or `sqlite:///file`
+    /// [default: detoxd.db in the data folder].
+    #[arg(long, env = "DETOXD_DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Store of datasets, checkpoints and adapters, `s3://bucket/prefix` (with the usual AWS_… variables) or `file:///folder`
+    /// [default: the folder store in the data folder].
+    #[arg(long, env = "DETOXD_STORE", value_name = "URL")]
+    pub store: Option<String>,
+    /// Largest dataset accepted, in bytes; a larger one is answered 413.
+    #[arg(long, env = "DETOXD_MAX_DATASET_BYTES", value_name = "N", default_value_t = 256 * 1024 * 1024)]
+    pub max_dataset_bytes: u64,
+}
+
+/// Adapters in memory and from where they may be imported.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Adapters")]
+pub struct AdapterSettings {
+    /// Adapter versions in memory at once, those that running requests still hold and the one being loaded among them, at least 2.
+    #[arg(long, env = "DETOXD_MAX_ADAPTERS", value_name = "N", default_value_t = 16)]
+    pub max_adapters: usize,
+    /// Memory that adapters may take, in bytes.
+    #[arg(long, env = "DETOXD_MAX_ADAPTER_BYTES", value_name = "N", default_value_t = 2 * 1024 * 1024 * 1024)]
+    pub max_adapter_bytes: u64,
+    /// Largest rank of an adapter.
+    #[arg(long, env = "DETOXD_MAX_ADAPTER_RANK", value_name = "N", default_value_t = 256)]
+    pub max_adapter_rank: usize,
+    /// Folder below which adapters may be imported by their path on this machine [default: the folder import in the data folder].
+    #[arg(long, env = "DETOXD_IMPORT_DIR", value_name = "FOLDER")]
+    pub import_dir: Option<PathBuf>,
+    /// Time between two looks at what is to be served; other replicas' activations are followed within it.
+    #[arg(long, env = "DETOXD_FOLLOW_INTERVAL", value_name = "DURATION", default_value = "1s")]
+    pub follow_interval: String,
+}
+
+/// The jobs that a process runs.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Jobs")]
+pub struct JobSettings {
+    /// Whether `serve` runs training jobs itself, one at a time; `false` leaves them to `detoxd worker`.
+    #[arg(long, env = "DETOXD_RUN_JOBS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub run_jobs: bool,
+    /// Threads of a training process; without it, one for each physical core.
+    #[arg(long, env = "DETOXD_TRAIN_THREADS", value_name = "N")]
+    pub train_threads: Option<usize>,
+    /// Niceness of a training process, 0 to 19: at 19 it takes what serving leaves.
+    #[arg(long, env = "DETOXD_TRAIN_NICENESS", value_name = "N", default_value_t = 19)]
+    pub train_niceness: u8,
+    /// Time between two checkpoints of a training job.
+    #[arg(
+        long,
+        env = "DETOXD_CHECKPOINT_INTERVAL",
+        value_name = "DURATION",
+        default_value = "60s"
+    )]
+    pub checkpoint_interval: String,
+    /// Time after which a job whose worker is not heard of goes to another, at least 3 s.
+    #[arg(long, env = "DETOXD_LEASE", value_name = "DURATION", default_value = "15s")]
+    pub lease: String,
+    /// Times a job is tried before it has failed for good.
+    #[arg(long, env = "DETOXD_MAX_ATTEMPTS", value_name = "N", default_value_t = 3)]
+    pub max_attempts: u32,
+}
+
+/// Who may do what.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Access")]
+pub struct AccessSettings {
+    /// Whether requests need a key: `auto` asks for one unless the service listens on a loopback address.
+    #[arg(long, env = "DETOXD_AUTH", value_name = "WHEN", default_value = "auto", value_parser = ["auto", "required", "off"])]
+    pub auth: String,
 }
 
 /// The log and the configuration file.

@@ -58,13 +58,13 @@ impl TryFrom<ServerSettings> for ServerConfig {
     }
 }
 
-fn at_least_one(setting: &'static str, value: usize) -> Result<usize, ConfigError> {
+pub(super) fn at_least_one(setting: &'static str, value: usize) -> Result<usize, ConfigError> {
     if value == 0 {
         return Err(ConfigError::invalid(setting, value, "must be at least 1"));
     }
     Ok(value)
 }
 
-fn time(setting: &'static str, text: &str) -> Result<Duration, ConfigError> {
+pub(super) fn time(setting: &'static str, text: &str) -> Result<Duration, ConfigError> {
     duration::parse(text).map_err(|reason| ConfigError::invalid(setting, text, reason))
 }

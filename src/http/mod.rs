@@ -3,6 +3,7 @@
 //! Checks, admission, deadlines and problem documents live here. What is done to a text does not:
 //! that is `pipeline`, which knows no HTTP.
 
+mod auth;
 mod body;
 mod detoxify;
 mod health;
@@ -34,22 +35,33 @@ use self::problem::Reason;
 pub use self::{
     problem::{FieldError, Problem},
     result::DetoxifyResult,
-    state::{AppState, Service},
+    state::{AppState, Backend, Service},
 };
+use crate::access::Scope;
 
-/// The routes of the OpenAPI document. A new resource is a new file and a line here.
-fn routes() -> OpenApiRouter<Arc<AppState>> {
-    OpenApiRouter::with_openapi(openapi::Document::openapi())
-        .routes(routes!(detoxify::detoxify))
-        .routes(routes!(score::score))
+/// The routes of the OpenAPI document; `guarded` makes some ask for a scope. A new resource is a new file and a line here.
+fn routes(guarded: impl Fn(Routes, Scope) -> Routes) -> Routes {
+    let open = OpenApiRouter::new()
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
-        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::metrics));
+    let to_use = OpenApiRouter::new()
+        .routes(routes!(detoxify::detoxify))
+        .routes(routes!(score::score));
+    let to_train = OpenApiRouter::new();
+    let to_administer = OpenApiRouter::new();
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .merge(guarded(to_use, Scope::Use))
+        .merge(guarded(to_train, Scope::Train))
+        .merge(guarded(to_administer, Scope::Admin))
+        .merge(open)
 }
+
+type Routes = OpenApiRouter<Arc<AppState>>;
 
 /// The whole service.
 pub fn router(state: Arc<AppState>) -> Router {
-    let (router, document) = routes().split_for_parts();
+    let (router, document) = routes(|group, scope| auth::with_scope(group, scope, &state)).split_for_parts();
     router
         .merge(openapi::router(document))
         .route("/", get(playground::playground))

@@ -11,7 +11,9 @@ use utoipa::ToSchema;
 
 use crate::{
     adapters::UnknownAdapter,
+    db::DbError,
     pipeline::{DetoxifyError, RewriteError},
+    store::StoreError,
 };
 
 /// Why a request was not served.
@@ -66,12 +68,18 @@ impl FieldError {
 pub enum Reason {
     /// The body is not UTF-8 or not JSON.
     Malformed,
-    /// No such route.
+    /// No key, or one that is not known.
+    Unauthorized,
+    /// A key that is not good for this.
+    Forbidden,
+    /// No such route, or no such thing.
     NotFound,
     /// The route has no such method.
     MethodNotAllowed,
     /// The body did not arrive in time.
     SlowBody,
+    /// Something else is there already, or has changed meanwhile.
+    Conflict,
     /// The body or a text is too large.
     TooLarge,
     /// The body is not declared as JSON.
@@ -80,6 +88,10 @@ pub enum Reason {
     InvalidRequest,
     /// A fault of the service.
     Internal,
+    /// One at a time: another is being done.
+    Busy,
+    /// The database or the store is not there.
+    StorageUnavailable,
     /// Too many requests at once.
     Overloaded,
     /// Not loaded yet.
@@ -99,6 +111,15 @@ impl Reason {
     fn parts(self) -> (&'static str, StatusCode, &'static str) {
         match self {
             Self::Malformed => ("malformed", StatusCode::BAD_REQUEST, "The request can't be read"),
+            Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED, "A key is needed"),
+            Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN, "The key is not good for this"),
+            Self::Conflict => ("conflict", StatusCode::CONFLICT, "What is there does not allow this"),
+            Self::Busy => ("busy", StatusCode::TOO_MANY_REQUESTS, "Another one is being done"),
+            Self::StorageUnavailable => (
+                "storage-unavailable",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The database or the store can't be reached",
+            ),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is nothing here"),
             Self::MethodNotAllowed => (
                 "method-not-allowed",
@@ -147,7 +168,9 @@ impl Problem {
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
         let (code, status, title) = reason.parts();
         let retry_after = match reason {
-            Reason::Overloaded | Reason::Starting | Reason::Draining => Some(Duration::from_secs(1)),
+            Reason::Overloaded | Reason::Starting | Reason::Draining | Reason::Busy => Some(Duration::from_secs(1)),
+            // A database that restarts needs a moment.
+            Reason::StorageUnavailable => Some(Duration::from_secs(5)),
             _ => None,
         };
         Self {
@@ -217,6 +240,9 @@ impl IntoResponse for Problem {
         let (reason, retry_after) = (self.reason, self.retry_after);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
+        if reason == Reason::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
@@ -251,6 +277,30 @@ impl From<DetoxifyError> for Problem {
         match error {
             DetoxifyError::Rewrite(error) => error.into(),
         }
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        tracing::error!(%error, "the database failed");
+        if error.is_unreachable() {
+            Self::new(
+                Reason::StorageUnavailable,
+                "the database can't be reached; nothing was changed",
+            )
+        } else {
+            Self::internal()
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(%error, "the store failed");
+        Self::new(
+            Reason::StorageUnavailable,
+            "the store did not do its part; nothing was changed, and the log has the reason",
+        )
     }
 }
 

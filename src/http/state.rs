@@ -10,11 +10,16 @@ use super::{
     problem::{Problem, Reason},
 };
 use crate::{
-    adapters::Residents,
+    access::{Audit, Keys},
+    adapters::{Registry, Residents},
     config::{Limits, Policy},
+    datasets::Datasets,
+    db::Database,
+    jobs::Queue,
     metrics::Metrics,
     pipeline::{Detoxifier, PerplexityScorer},
     scoring::ToxicityScorer,
+    store::Store,
 };
 
 /// The loaded parts that do the work. Cheap to clone.
@@ -30,6 +35,46 @@ pub struct Service {
     pub perplexity: Arc<dyn PerplexityScorer>,
 }
 
+/// What is kept: there from the start, whether or not the model is loaded.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Training data.
+    pub datasets: Datasets,
+    /// Training jobs.
+    pub jobs: Queue,
+    /// Adapter versions.
+    pub registry: Registry,
+    /// Who may do what.
+    pub keys: Keys,
+    /// Who did what.
+    pub audit: Audit,
+    /// Whether a request needs a key.
+    pub key_needed: bool,
+    /// Largest dataset, in bytes.
+    pub max_dataset_bytes: u64,
+    /// Times a job is tried.
+    pub max_attempts: u32,
+    /// The base model, as answers call it: what jobs are for unless they name another.
+    pub base: String,
+}
+
+impl Backend {
+    /// On a database and a store; no key needed, the default limits.
+    pub fn new(db: Database, store: Store, base: impl Into<String>) -> Self {
+        Self {
+            datasets: Datasets::new(db.clone(), store.clone()),
+            jobs: Queue::new(db.clone()),
+            registry: Registry::new(db.clone(), store),
+            keys: Keys::new(db.clone()),
+            audit: Audit::new(db),
+            key_needed: false,
+            max_dataset_bytes: 256 * 1024 * 1024,
+            max_attempts: 3,
+            base: base.into(),
+        }
+    }
+}
+
 /// What the handlers share. The service listens before the model is loaded, so that probes get an
 /// answer during a first start that fetches it: until `loaded`, requests get 503.
 pub struct AppState {
@@ -43,11 +88,13 @@ pub struct AppState {
     pub admission: Admission,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// What is kept.
+    pub backend: Backend,
 }
 
 impl AppState {
     /// Not loaded yet.
-    pub fn new(limits: Limits, policy: Policy, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(limits: Limits, policy: Policy, metrics: Arc<Metrics>, backend: Backend) -> Arc<Self> {
         Arc::new(Self {
             service: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -55,6 +102,7 @@ impl AppState {
             limits,
             policy,
             metrics,
+            backend,
         })
     }
 

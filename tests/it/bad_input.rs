@@ -15,7 +15,7 @@ fn fields(problem: &Value) -> Vec<&str> {
 }
 
 async fn wrong(body: Value) -> Value {
-    App::new().detoxify(body).await.problem(422)
+    App::new().await.detoxify(body).await.problem(422)
 }
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn all_wrong_fields_are_named_at_once() {
 
 #[tokio::test]
 async fn malformed_bodies_are_400() {
-    let app = App::new();
+    let app = App::new().await;
     for (body, says) in [
         (&b""[..], "empty"),
         (b"  ", "empty"),
@@ -87,7 +87,7 @@ async fn malformed_bodies_are_400() {
 #[tokio::test]
 async fn a_body_that_is_no_object_is_422() {
     for body in ["[]", "1", "\"text\"", "null"] {
-        App::new().post("/detoxify", body).await.problem(422);
+        App::new().await.post("/detoxify", body).await.problem(422);
     }
 }
 
@@ -103,23 +103,27 @@ async fn a_body_that_is_not_json_by_its_type_is_415() {
             .header("content-type", kind)
             .body(Body::from("{\"text\": \"a\"}"))
             .unwrap();
-        App::new().send(request).await.problem(415);
+        App::new().await.send(request).await.problem(415);
     }
     let untyped = Request::post("/detoxify")
         .body(Body::from("{\"text\": \"a\"}"))
         .unwrap();
-    App::new().send(untyped).await.problem(415);
+    App::new().await.send(untyped).await.problem(415);
 }
 
 #[tokio::test]
 async fn a_megabyte_of_text_is_413_with_the_figures() {
     let text = "A neutral word. ".repeat(62_500);
     assert_eq!(text.len(), 1_000_000);
-    let problem = App::new().detoxify(json!({ "text": text })).await.problem(413);
+    let problem = App::new().await.detoxify(json!({ "text": text })).await.problem(413);
     let detail = "text: has 1000000 characters, at most 100000 are accepted";
     assert_eq!(problem["detail"], detail);
     assert_eq!(fields(&problem), ["text"]);
-    let problem = App::new().detoxify(json!({ "texts": ["a", text] })).await.problem(413);
+    let problem = App::new()
+        .await
+        .detoxify(json!({ "texts": ["a", text] }))
+        .await
+        .problem(413);
     assert_eq!(fields(&problem), ["texts[1]"]);
 }
 
@@ -127,16 +131,20 @@ async fn a_megabyte_of_text_is_413_with_the_figures() {
 async fn the_longest_text_is_counted_in_characters() {
     let text = "é".repeat(100_000);
     assert_eq!(
-        App::new().detoxify(json!({ "text": text })).await.ok()["changed"],
+        App::new().await.detoxify(json!({ "text": text })).await.ok()["changed"],
         false
     );
-    App::new().detoxify(json!({ "text": text + "é" })).await.problem(413);
+    App::new()
+        .await
+        .detoxify(json!({ "text": text + "é" }))
+        .await
+        .problem(413);
 }
 
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_413() {
     let body = json!({ "text": "a".repeat(3 * 1024 * 1024) }).to_string();
-    let problem = App::new().post("/detoxify", body.clone()).await.problem(413);
+    let problem = App::new().await.post("/detoxify", body.clone()).await.problem(413);
     assert_eq!(problem["detail"], "the body is larger than 2097152 bytes");
     // A length that is declared is believed, one that is not is counted.
     let chunked = Request::post("/detoxify")
@@ -144,12 +152,12 @@ async fn a_body_beyond_the_limit_is_413() {
         .header("content-length", body.len())
         .body(Body::empty())
         .unwrap();
-    App::new().send(chunked).await.problem(413);
+    App::new().await.send(chunked).await.problem(413);
 }
 
 #[tokio::test]
 async fn unknown_routes_and_methods_are_problems() {
-    let app = App::new();
+    let app = App::new().await;
     app.get("/nothing").await.problem(404);
     app.get("/detoxify/1").await.problem(404);
     app.post("/nothing", "{").await.problem(404);
@@ -174,7 +182,7 @@ async fn hard_texts_with_an_insult_in_them_are_handled() {
         TOXIC.repeat(200),
         "stupid".repeat(10_000),
     ] {
-        let result = App::new().detoxify(json!({ "text": text })).await.ok();
+        let result = App::new().await.detoxify(json!({ "text": text })).await.ok();
         assert!(result["text"].is_string());
     }
 }

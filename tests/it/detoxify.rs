@@ -12,7 +12,7 @@ use crate::support::{
 #[tokio::test]
 async fn a_toxic_sentence_is_rewritten_and_the_rest_kept() {
     let text = format!("Hello. {TOXIC} Bye.");
-    let answer = App::new().detoxify(json!({ "text": text })).await;
+    let answer = App::new().await.detoxify(json!({ "text": text })).await;
     assert_eq!(answer.header("x-detoxd-adapter"), Some("none@0"));
     assert_eq!(answer.header("x-detoxd-changed"), Some("true"));
     assert_json_snapshot!(answer.ok(), {
@@ -36,7 +36,10 @@ async fn a_text_that_is_not_toxic_comes_back_byte_for_byte() {
         "fn main() {\n    println!(\"{}\", 1 + 1);\n}\n",
         "NUL \0 and \u{feff} and e\u{301}",
     ] {
-        let answer = App::new().detoxify(json!({ "text": text, "threshold": 0.9 })).await;
+        let answer = App::new()
+            .await
+            .detoxify(json!({ "text": text, "threshold": 0.9 }))
+            .await;
         let result = answer.ok();
         assert_eq!(result["text"], text);
         assert_eq!(result["changed"], false, "{text:?}");
@@ -48,7 +51,7 @@ async fn a_text_that_is_not_toxic_comes_back_byte_for_byte() {
 #[tokio::test]
 async fn offsets_are_code_points_of_the_input() {
     let text = format!("👩‍👩‍👧 Grüße. {TOXIC}");
-    let result = App::new().detoxify(json!({ "text": text })).await.ok();
+    let result = App::new().await.detoxify(json!({ "text": text })).await.ok();
     let points: Vec<char> = text.chars().collect();
     let segments = result["segments"].as_array().unwrap();
     assert_eq!(segments.last().unwrap()["end"], points.len());
@@ -62,7 +65,7 @@ async fn offsets_are_code_points_of_the_input() {
 #[tokio::test]
 async fn several_texts_give_results_in_order() {
     let texts: Vec<_> = (0..64).map(|n| format!("Report {n}. {TOXIC}")).collect();
-    let answer = App::new().detoxify(json!({ "texts": texts })).await;
+    let answer = App::new().await.detoxify(json!({ "texts": texts })).await;
     assert_eq!(answer.header("x-detoxd-changed"), Some("true"));
     let results = answer.ok();
     let results = results["results"].as_array().unwrap();
@@ -74,13 +77,14 @@ async fn several_texts_give_results_in_order() {
 
 #[tokio::test]
 async fn one_text_in_a_list_gives_a_list() {
-    let answer = App::new().detoxify(json!({ "texts": [TOXIC] })).await;
+    let answer = App::new().await.detoxify(json!({ "texts": [TOXIC] })).await;
     assert_eq!(answer.ok()["results"][0]["text"], MILDER);
 }
 
 #[tokio::test]
 async fn every_option_is_taken() {
     let answer = App::new()
+        .await
         .detoxify(json!({
             "text": TOXIC,
             "threshold": 0.5,
@@ -98,13 +102,16 @@ async fn every_option_is_taken() {
 
 #[tokio::test]
 async fn a_threshold_of_one_keeps_everything() {
-    let answer = App::new().detoxify(json!({ "text": TOXIC, "threshold": 1 })).await;
+    let answer = App::new()
+        .await
+        .detoxify(json!({ "text": TOXIC, "threshold": 1 }))
+        .await;
     assert_eq!(answer.ok()["text"], TOXIC);
 }
 
 #[tokio::test]
 async fn a_request_id_is_echoed_or_made() {
-    let app = App::new();
+    let app = App::new().await;
     let ask = |id: &str| {
         let mut request = Request::get("/health/live");
         if !id.is_empty() {

@@ -19,7 +19,7 @@ fn places(max_concurrent_requests: usize) -> Limits {
 
 #[tokio::test]
 async fn a_request_too_many_is_503_with_retry_after() {
-    let app = App::with(places(1));
+    let app = App::with(places(1)).await;
     let slow = tokio::spawn({
         let request = post("/detoxify", json!({ "text": SLOW }).to_string());
         tower::ServiceExt::oneshot(app.router.clone(), request)
@@ -45,14 +45,14 @@ async fn a_request_too_many_is_503_with_retry_after() {
 
 #[tokio::test]
 async fn a_full_engine_says_when_to_come_back() {
-    let answer = App::new().detoxify(json!({ "text": FULL })).await;
+    let answer = App::new().await.detoxify(json!({ "text": FULL })).await;
     answer.problem(503);
     assert_eq!(answer.header("retry-after"), Some("3"), "2.5 s, rounded up");
 }
 
 #[tokio::test]
 async fn a_deadline_that_passes_is_504_and_withdraws_the_work() {
-    let app = App::new();
+    let app = App::new().await;
     let problem = app
         .detoxify(json!({ "text": SLOW, "timeout_ms": 50 }))
         .await
@@ -73,7 +73,8 @@ async fn a_request_can_not_extend_the_timeout() {
     let app = App::with(Limits {
         timeout,
         ..Limits::default()
-    });
+    })
+    .await;
     app.detoxify(json!({ "text": SLOW, "timeout_ms": u64::MAX }))
         .await
         .problem(504);
@@ -81,7 +82,7 @@ async fn a_request_can_not_extend_the_timeout() {
 
 #[tokio::test]
 async fn a_client_that_leaves_withdraws_its_work_and_gives_its_place_back() {
-    let app = App::with(places(1));
+    let app = App::with(places(1)).await;
     let leaving = tokio::spawn({
         let request = post("/detoxify", json!({ "text": SLOW }).to_string());
         tower::ServiceExt::oneshot(app.router.clone(), request)
@@ -98,7 +99,7 @@ async fn a_client_that_leaves_withdraws_its_work_and_gives_its_place_back() {
 
 #[tokio::test]
 async fn a_failure_or_a_panic_is_500_without_its_reason_and_the_service_goes_on() {
-    let app = App::new();
+    let app = App::new().await;
     for body in [
         json!({ "text": FAIL }),
         json!({ "text": PANIC }),

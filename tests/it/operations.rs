@@ -12,7 +12,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn live_at_once_ready_once_loaded_and_until_drained() {
-    let app = App::loading(Limits::default());
+    let app = App::loading(Limits::default()).await;
     app.get("/health/live").await.ok();
     let loading = app.get("/health/ready").await;
     assert_eq!(loading.problem(503)["type"], "urn:detoxd:problem:starting");
@@ -33,7 +33,7 @@ async fn live_at_once_ready_once_loaded_and_until_drained() {
 
 #[tokio::test]
 async fn metrics() {
-    let app = App::new();
+    let app = App::new().await;
     app.detoxify(json!({ "text": format!("Hello there. {TOXIC}") }))
         .await
         .ok();
@@ -80,13 +80,13 @@ async fn the_openapi_document_is_current() {
         "openapi/openapi.json is not what the code says; if the change is meant, run\n    \
          cargo run --release -- openapi > openapi/openapi.json"
     );
-    let served = App::new().get("/openapi.json").await.ok();
+    let served = App::new().await.get("/openapi.json").await.ok();
     assert_eq!(served, serde_json::from_str::<serde_json::Value>(&current).unwrap());
 }
 
 #[tokio::test]
 async fn the_documentation_needs_no_network() {
-    let app = App::new();
+    let app = App::new().await;
     assert_eq!(app.get("/docs").await.header("location"), Some("/docs/"));
     let page = app.get("/docs/").await;
     assert_eq!(page.status, 200);
@@ -98,7 +98,7 @@ async fn the_documentation_needs_no_network() {
 
 #[tokio::test]
 async fn the_playground_loads_nothing_from_elsewhere() {
-    let page = App::new().get("/").await;
+    let page = App::new().await.get("/").await;
     assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
     assert!(
         page.header("content-security-policy")

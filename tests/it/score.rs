@@ -7,6 +7,7 @@ use crate::support::{app::App, fake::TOXIC};
 #[tokio::test]
 async fn scores_a_text() {
     let scores = App::new()
+        .await
         .post("/score", json!({ "text": TOXIC }).to_string())
         .await
         .ok();
@@ -17,6 +18,7 @@ async fn scores_a_text() {
 #[tokio::test]
 async fn a_single_token_has_no_perplexity() {
     let scores = App::new()
+        .await
         .post("/score", json!({ "text": "Hello" }).to_string())
         .await
         .ok();
@@ -25,7 +27,7 @@ async fn a_single_token_has_no_perplexity() {
 
 #[tokio::test]
 async fn bad_input_is_refused() {
-    let app = App::new();
+    let app = App::new().await;
     for body in [
         json!({}),
         json!({ "text": "" }),

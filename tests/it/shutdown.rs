@@ -24,7 +24,7 @@ struct Served {
 }
 
 async fn serve(patience: Duration) -> Served {
-    let app = App::new();
+    let app = App::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();

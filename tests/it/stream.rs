@@ -48,7 +48,7 @@ fn events(answer: &Answer) -> Vec<(String, Value)> {
 #[tokio::test]
 async fn sentences_then_the_result() {
     let text = format!("Hello there. {TOXIC} Bye.");
-    let app = App::new();
+    let app = App::new().await;
     let answer = app.send(request(json!({ "text": text }))).await;
     assert_eq!(answer.header("x-detoxd-adapter"), Some("none@0"));
     let events = events(&answer);
@@ -70,7 +70,7 @@ async fn sentences_then_the_result() {
 
 #[tokio::test]
 async fn a_sentence_is_sent_while_the_next_is_worked_on() {
-    let app = App::new();
+    let app = App::new().await;
     let request = request(json!({ "text": format!("Hello there. {TOXIC} {SLOW}") }));
     let response = tower::ServiceExt::oneshot(app.router.clone(), request).await.unwrap();
     let mut body = response.into_body().into_data_stream();
@@ -92,7 +92,7 @@ async fn a_sentence_is_sent_while_the_next_is_worked_on() {
 
 #[tokio::test]
 async fn a_failure_midway_is_a_problem_event() {
-    let app = App::new();
+    let app = App::new().await;
     let text = format!("Hello there. {FAIL}");
     let events = events(&app.send(request(json!({ "text": text }))).await);
     let (name, problem) = events.last().unwrap();
@@ -110,23 +110,28 @@ async fn a_failure_midway_is_a_problem_event() {
 #[tokio::test]
 async fn a_deadline_midway_is_a_problem_event() {
     let body = json!({ "text": format!("Hello there. {SLOW}"), "timeout_ms": 50 });
-    let events = events(&App::new().send(request(body)).await);
+    let events = events(&App::new().await.send(request(body)).await);
     assert_eq!(events.last().unwrap().1["status"], 504);
 }
 
 #[tokio::test]
 async fn a_failure_before_is_an_ordinary_problem() {
     App::new()
+        .await
         .send(request(json!({ "text": "a", "threshold": 7 })))
         .await
         .problem(422);
-    let list = App::new().send(request(json!({ "texts": ["a"] }))).await.problem(422);
+    let list = App::new()
+        .await
+        .send(request(json!({ "texts": ["a"] })))
+        .await
+        .problem(422);
     assert_eq!(list["errors"][0]["field"], "texts");
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_withdraws_the_work() {
-    let app = App::new();
+    let app = App::new().await;
     let slow = request(json!({ "text": format!("Hello there. {SLOW}") }));
     let response = tower::ServiceExt::oneshot(app.router.clone(), slow).await.unwrap();
     assert_eq!(app.state.metrics.running.get(), 1, "a stream keeps its place");

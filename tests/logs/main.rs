@@ -51,7 +51,7 @@ async fn no_text_is_logged() {
         .with_max_level(tracing::Level::TRACE)
         .init();
 
-    let app = App::new();
+    let app = App::new().await;
     app.detoxify(json!({ "text": TOXIC })).await.ok();
     app.detoxify(json!({ "texts": [TOXIC, "Nothing to report here."] }))
         .await

@@ -14,8 +14,10 @@ use detoxd::{
     adapters::Residents,
     cli::compose,
     config::{Limits, Policy},
-    http::{self, AppState, Service},
+    db::Database,
+    http::{self, AppState, Backend, Service},
     metrics::Metrics,
+    store::Store,
 };
 use serde_json::Value;
 use tower::ServiceExt;
@@ -30,6 +32,8 @@ pub struct App {
     pub state: Arc<AppState>,
     /// The rewriter in it.
     pub rewriter: Arc<FakeRewriter>,
+    /// Database and store; gone with the application.
+    _folder: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -41,26 +45,37 @@ pub struct Answer {
 
 impl App {
     /// With the default limits.
-    pub fn new() -> Self {
-        Self::with(Limits::default())
+    pub async fn new() -> Self {
+        Self::with(Limits::default()).await
     }
 
     /// With limits of its own.
-    pub fn with(limits: Limits) -> Self {
-        let app = Self::loading(limits);
+    pub async fn with(limits: Limits) -> Self {
+        let app = Self::loading(limits).await;
         app.state.loaded(service(&app.rewriter));
         app
     }
 
     /// Before the model is loaded.
-    pub fn loading(limits: Limits) -> Self {
+    pub async fn loading(limits: Limits) -> Self {
+        Self::build(limits, |_| ()).await
+    }
+
+    /// Before the model is loaded, with another backend than the default one.
+    pub async fn build(limits: Limits, change: impl FnOnce(&mut Backend)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Database::open(None, folder.path()).await.unwrap();
+        let store = Store::open(None, folder.path()).unwrap();
+        let mut backend = Backend::new(db, store, "fake");
+        change(&mut backend);
         let metrics = Metrics::new(limits.max_concurrent_requests).unwrap();
-        let state = AppState::new(limits, Policy::default(), Arc::new(metrics));
+        let state = AppState::new(limits, Policy::default(), Arc::new(metrics), backend);
         let router = http::router(Arc::clone(&state));
         Self {
             router,
             state,
             rewriter: fake::parts().0,
+            _folder: folder,
         }
     }
 

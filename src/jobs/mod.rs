@@ -1,0 +1,19 @@
+//! The queue of training jobs, and the worker that runs them.
+//!
+//! - [`job`]: a job as it is kept; [`request`]: what was asked for.
+//! - [`queue`]: one statement a function. Whoever runs a job holds a [`queue::Claim`]: its writes count for as long as nobody
+//!   else has claimed the job since.
+//!
+//! What does not live here: training itself (`train`, in a child process), and what becomes of a version once it is registered
+//! (`adapters`).
+//!
+//! **Invariant:** a job that was accepted ends as succeeded, failed or cancelled, whatever dies in between.
+//! **Invariant:** at most one worker's writes to a job count at any time.
+
+pub mod job;
+pub mod queue;
+pub mod request;
+
+pub use job::{Job, JobError, JobState, Phase, Progress};
+pub use queue::Queue;
+pub use request::TrainRequest;

@@ -1,0 +1,194 @@
+//! What a training job was asked to do: checked when it was accepted, kept as JSON in the queue, read by the worker.
+
+use serde::{Deserialize, Serialize};
+
+/// A training job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainRequest {
+    /// Name of the adapter that a new version is made of.
+    pub name: String,
+    /// Base model, as answers call it.
+    pub base: String,
+    /// Id of the dataset.
+    pub dataset: String,
+    /// What is minimised.
+    pub objective: ObjectiveName,
+    /// What differs from the defaults of `detoxd train`.
+    pub hyperparameters: Hyperparameters,
+    /// How the result is measured.
+    pub evaluate: Evaluation,
+    /// When the result is activated.
+    pub activate: ActivationPolicy,
+}
+
+/// What is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// Contrastive perplexity.
+    #[default]
+    Cp,
+    /// Supervised fine-tuning on the positives.
+    Sft,
+}
+
+/// When a finished training's version becomes the active one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationPolicy {
+    /// By hand only.
+    #[default]
+    Never,
+    /// When it is no worse than the active one by a stated rule; see `evaluate::decide`.
+    IfBetter,
+    /// As soon as it is registered.
+    Always,
+}
+
+/// How a finished training is measured: on examples of the dataset that it is not trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Share of the dataset that is held back, 0 to 0.5; 0 holds nothing back and measures nothing.
+    pub held_back: f64,
+    /// Most examples that are held back.
+    pub max_examples: u64,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self {
+            held_back: 0.1,
+            max_examples: 64,
+        }
+    }
+}
+
+/// Settings of `detoxd train` by their names there; what is absent has the default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hyperparameters {
+    /// Version to start from, `name@version`; its rank, scale and modules are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_adapter: Option<String>,
+    /// Passes over the data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// Stops after so many steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Most tokens in a packed batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<u64>,
+    /// Batches a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gradient_accumulation: Option<u64>,
+    /// Peak learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Steps to reach it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<u64>,
+    /// What follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// Seed of everything random.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Rank of a new adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_rank: Option<u64>,
+    /// A new adapter's updates are scaled by alpha / rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_alpha: Option<f64>,
+    /// Modules a new adapter updates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_modules: Option<Vec<String>>,
+    /// Longest prompt with its rewrite, in tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    /// Most positives a set (|P|).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_positives: Option<u64>,
+    /// Most negatives a set (|N|).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_negatives: Option<u64>,
+    /// What is compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phi: Option<String>,
+    /// How distance from the prototype becomes similarity.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<String>,
+    /// Negatives so far above the prototype are left alone (directed).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// Temperature.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tau: Option<f64>,
+    /// Weight of the negatives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// The prototype is a constant for the gradient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detach_prototype: Option<bool>,
+    /// Weight of the contrastive term.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cp_weight: Option<f64>,
+    /// Weight of the likelihood of the positives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sft_weight: Option<f64>,
+}
+
+impl Hyperparameters {
+    /// As arguments of `detoxd train`: `--learning-rate 0.0002 --target-modules q_proj,v_proj --detach-prototype`. The version to start
+    /// from is not among them: the worker puts its folder there.
+    pub fn arguments(&self) -> Vec<String> {
+        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else {
+            return Vec::new();
+        };
+        let mut arguments = Vec::new();
+        for (name, value) in fields {
+            let flag = format!("--{}", name.replace('_', "-"));
+            let value = match value {
+                _ if name == "init_adapter" => continue,
+                serde_json::Value::Bool(false) | serde_json::Value::Null => continue,
+                serde_json::Value::Bool(true) => {
+                    arguments.push(flag);
+                    continue;
+                }
+                serde_json::Value::String(text) => text,
+                serde_json::Value::Array(items) => {
+                    let items: Vec<&str> = items.iter().filter_map(serde_json::Value::as_str).collect();
+                    items.join(",")
+                }
+                other => other.to_string(),
+            };
+            arguments.extend([flag, value]);
+        }
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hyperparameters_become_arguments() {
+        let given = r#"{"init_adapter": "a@1", "learning_rate": 0.0005, "max_steps": 40, "target_modules": ["q_proj", "v_proj"],
+            "detach_prototype": true, "schedule": "linear"}"#;
+        let hyperparameters: Hyperparameters = serde_json::from_str(given).unwrap();
+        let mut arguments = hyperparameters.arguments().join(" ");
+        for expected in [
+            "--learning-rate 0.0005",
+            "--max-steps 40",
+            "--target-modules q_proj,v_proj",
+            "--detach-prototype",
+            "--schedule linear",
+        ] {
+            assert!(arguments.contains(expected), "{arguments}");
+            arguments = arguments.replace(expected, "");
+        }
+        assert_eq!(arguments.trim(), "");
+        assert!(Hyperparameters::default().arguments().is_empty());
+    }
+}
