@@ -3,7 +3,9 @@
 
 mod bad_input;
 mod cli;
+mod datasets;
 mod detoxify;
+mod keys;
 mod limits;
 mod operations;
 mod rewrite;
