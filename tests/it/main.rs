@@ -6,6 +6,7 @@ mod cli;
 mod detoxify;
 mod limits;
 mod operations;
+mod queue;
 mod rewrite;
 mod score;
 mod shutdown;
