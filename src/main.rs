@@ -60,6 +60,9 @@ fn keep_candle_off_its_pool() {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
+    if let Some(&cli::child::Ended(code)) = error.downcast_ref() {
+        return ExitCode::from(code);
+    }
     eprintln!("error: {error:#}");
     let usage = error.chain().any(|cause| cause.is::<ConfigError>());
     if usage {
@@ -77,6 +80,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             telemetry::init(&LogConfig::default());
             cli::train::run(*args)
         }
+        Command::Evaluate(args) => in_runtime(evaluate(*args)),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -141,6 +145,11 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn evaluate(args: cli::evaluate::EvaluateArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    cli::evaluate::run(args).await
 }
 
 async fn generate(args: cli::generate::GenerateArgs) -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
+pub mod child;
 pub mod compose;
+pub mod evaluate;
 pub mod generate;
 pub mod model;
 pub mod rewrite;
@@ -37,6 +39,8 @@ pub enum Command {
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(Box<train::TrainArgs>),
+    /// Compare two adapters on held-back examples.
+    Evaluate(Box<evaluate::EvaluateArgs>),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.
