@@ -60,6 +60,9 @@ fn keep_candle_off_its_pool() {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
+    if let Some(&cli::child::Ended(code)) = error.downcast_ref() {
+        return ExitCode::from(code);
+    }
     eprintln!("error: {error:#}");
     let usage = error.chain().any(|cause| cause.is::<ConfigError>());
     if usage {
@@ -72,11 +75,13 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
+        Command::Worker(args) => in_runtime(worker(*args)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
-            telemetry::init(&LogConfig::default());
+            telemetry::init(&LogConfig::try_from(args.log.clone())?);
             cli::train::run(*args)
         }
+        Command::Evaluate(args) => in_runtime(evaluate(*args)),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -141,6 +146,18 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn worker(args: cli::worker::WorkerArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    telemetry::log_panics_without_message();
+    let stop = shutdown::on_signal().context("cannot listen for signals")?;
+    cli::worker::run(args, stop).await
+}
+
+async fn evaluate(args: cli::evaluate::EvaluateArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    cli::evaluate::run(args).await
 }
 
 async fn generate(args: cli::generate::GenerateArgs) -> anyhow::Result<()> {

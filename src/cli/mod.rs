@@ -1,11 +1,14 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
+pub mod child;
 pub mod compose;
+pub mod evaluate;
 pub mod generate;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
 pub mod train;
+pub mod worker;
 
 use std::ffi::OsString;
 
@@ -33,10 +36,14 @@ pub struct Cli {
 pub enum Command {
     /// Run the HTTP service (the default command).
     Serve(Box<RawConfig>),
+    /// Run training jobs from the queue.
+    Worker(Box<worker::WorkerArgs>),
     /// Rewrite standard input, one text a line, to standard output.
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(Box<train::TrainArgs>),
+    /// Compare two adapters on held-back examples.
+    Evaluate(Box<evaluate::EvaluateArgs>),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.

@@ -8,6 +8,7 @@ mod detoxify;
 mod keys;
 mod limits;
 mod operations;
+mod queue;
 mod rewrite;
 mod score;
 mod shutdown;
