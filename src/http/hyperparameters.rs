@@ -20,7 +20,7 @@ pub struct HyperparametersBody {
     #[schema(example = "default@1")]
     init_adapter: Option<String>,
     /// Passes over the data.
-    #[schema(exclusive_minimum = 0, maximum = 1000, default = 1)]
+    #[schema(exclusive_minimum = 0, maximum = 100_000, default = 1)]
     epochs: Option<f64>,
     /// Stops after so many steps.
     #[schema(minimum = 1, maximum = 1_000_000)]
@@ -92,7 +92,7 @@ pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyp
     unsupported(fields);
     let read = Hyperparameters {
         init_adapter: fields.text("init_adapter"),
-        epochs: fields.number("epochs", "above 0, at most 1000", |n| n > 0.0 && n <= 1000.0),
+        epochs: fields.number("epochs", "above 0, at most 100000", |n| n > 0.0 && n <= 100_000.0),
         max_steps: fields.count("max_steps", 1..=1_000_000),
         batch_tokens: fields.count("batch_tokens", 16..=65_536),
         gradient_accumulation: fields.count("gradient_accumulation", 1..=1024),

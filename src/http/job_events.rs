@@ -17,7 +17,6 @@ use axum::{
     },
 };
 use futures_core::Stream;
-use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
@@ -39,10 +38,10 @@ const NOT_GATHERED: (HeaderName, &str) = (HeaderName::from_static("x-accel-buffe
 
 /// Follow a job
 ///
-/// Server-sent events: at once where the job stands, then an event at each change. `status` has the whole job as its data, `progress`
-/// only how far training is, `done` the whole job in its last state; after it the stream ends. The id of an event counts the job's changes:
-/// a client that comes back with `Last-Event-ID` is told only what it has not seen; for a finished job that is nothing (204).
-/// The stream also ends when the service shuts down: come back.
+/// Server-sent events, each with the whole job as its data: at once where the job stands, then an event at each change. `progress`
+/// when only training is further, `status` for every other change, `done` when the job is finished; after it the stream ends. The id
+/// of an event counts the job's changes: a client that comes back with `Last-Event-ID` is told only what it has not seen; for
+/// a finished job that is nothing (204). The stream also ends when the service shuts down: come back.
 #[utoipa::path(
     get,
     path = "/jobs/{id}/events",
@@ -152,20 +151,19 @@ impl Told {
         if self.revision == Some(job.revision) {
             return None;
         }
-        let (revision, is_final) = (job.revision, job.state.is_final());
-        let whole = self.note(&job);
-        let answer = JobAnswer::from(job);
-        Some(match answer.progress() {
-            _ if is_final => event("done", revision, &answer),
-            Some(progress) if !whole => event("progress", revision, progress),
-            _ => event("status", revision, &answer),
-        })
+        let more_than_progress = self.note(&job);
+        let name = match job.state.is_final() {
+            true => "done",
+            false if more_than_progress => "status",
+            false => "progress",
+        };
+        Some(event(name, job))
     }
 }
 
-fn event(name: &str, revision: i64, data: &impl Serialize) -> Event {
-    let event = Event::default().event(name).id(revision.to_string());
-    event.json_data(data).unwrap_or_else(|error| {
+fn event(name: &str, job: Job) -> Event {
+    let event = Event::default().event(name).id(job.revision.to_string());
+    event.json_data(JobAnswer::from(job)).unwrap_or_else(|error| {
         tracing::error!(%error, "an event can't be written as JSON");
         Event::default().comment("an event can't be written")
     })

@@ -105,7 +105,7 @@ enum PhaseWord {
 
 /// How far training is.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ProgressAnswer {
+struct ProgressAnswer {
     /// Optimizer steps made.
     step: u64,
     /// Of how many.
@@ -135,13 +135,6 @@ pub struct JobList {
     jobs: Vec<JobAnswer>,
     /// `before` of the next page, when there is one.
     next: Option<String>,
-}
-
-impl JobAnswer {
-    /// How far training is.
-    pub(super) fn progress(&self) -> Option<&ProgressAnswer> {
-        self.progress.as_ref()
-    }
 }
 
 impl From<Job> for JobAnswer {

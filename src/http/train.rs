@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     access::Actor,
+    adapters::{AdapterVersion, Registry},
     jobs::{
         queue::{NewJob, QueueError, Submitted},
         request::{ActivationPolicy, Evaluation, Hyperparameters, ObjectiveName, TrainRequest},
@@ -197,7 +198,7 @@ async fn read(mut fields: Fields, backend: &Backend) -> Result<(TrainRequest, i6
             hyperparameters::read(fields, objective, max_rank)
         })
         .unwrap_or_default();
-    check_init_adapter(&mut fields, &hyperparameters).await?;
+    check_init_adapter(&mut fields, &hyperparameters, &backend.registry).await?;
     let evaluate = evaluation(&mut fields);
     let activate = match fields.word("activate", &["never", "if_better", "always"]) {
         Some("if_better") => ActivationPolicy::IfBetter,
@@ -282,17 +283,23 @@ fn evaluation(fields: &mut Fields) -> Evaluation {
     given.unwrap_or(defaults)
 }
 
-async fn check_init_adapter(fields: &mut Fields, hyperparameters: &Hyperparameters) -> Result<(), Problem> {
+/// One version, not the newest at the time: a second try must begin where the first did.
+async fn check_init_adapter(
+    fields: &mut Fields,
+    hyperparameters: &Hyperparameters,
+    registry: &Registry,
+) -> Result<(), Problem> {
     const FIELD: &str = "hyperparameters.init_adapter";
     let Some(wanted) = &hyperparameters.init_adapter else {
         return Ok(());
     };
-    // One version, not the newest at the time: a second try must begin where the first did.
-    let numbered = wanted
-        .rsplit_once('@')
-        .is_some_and(|(name, number)| !name.is_empty() && number.parse::<u32>().is_ok());
-    if !numbered {
-        fields.error(FIELD, "must be one version of an adapter, `name@version`");
+    match wanted.parse::<AdapterVersion>() {
+        Err(error) => fields.error(FIELD, error),
+        Ok(version) => {
+            if registry.get(&version).await?.is_none() {
+                fields.error(FIELD, "there is no such version in the registry");
+            }
+        }
     }
     Ok(())
 }
