@@ -94,6 +94,8 @@ pub enum Reason {
     StorageUnavailable,
     /// Too many requests at once.
     Overloaded,
+    /// Work, and no progress.
+    Stalled,
     /// Not loaded yet.
     Starting,
     /// Told to stop.
@@ -147,6 +149,11 @@ impl Reason {
                 "overloaded",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests at once",
+            ),
+            Self::Stalled => (
+                "stalled",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The model makes no progress",
             ),
             Self::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE, "The model is being loaded"),
             Self::Draining => (

@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod detoxify;
 mod limits;
+mod observe;
 mod operations;
 mod rewrite;
 mod score;
