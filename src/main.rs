@@ -77,7 +77,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(settings) => in_runtime(serve(*settings)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
-            telemetry::init(&LogConfig::default());
+            telemetry::init(&LogConfig::try_from(args.log.clone())?);
             cli::train::run(*args)
         }
         Command::Evaluate(args) => in_runtime(evaluate(*args)),

@@ -4,7 +4,9 @@
 //! An object is there as a whole or not at all: it is written under another name, flushed, and renamed, or uploaded in parts
 //! that become an object at the end.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,6 +42,12 @@ pub enum StoreError {
         /// Its key.
         key: String,
     },
+    /// The disk of the store is used up.
+    #[error("the store has no room for {key}")]
+    Full {
+        /// What was to be kept.
+        key: String,
+    },
     /// The store failed.
     #[error("the store failed on {key}: {reason}")]
     Failed {
@@ -58,12 +66,34 @@ impl StoreError {
         }
     }
 
-    fn failed(key: &str, reason: &dyn fmt::Display) -> Self {
+    fn failed(key: &str, reason: &(dyn Error + 'static)) -> Self {
+        let key = key.to_owned();
+        if is_full(reason) {
+            return Self::Full { key };
+        }
         Self::Failed {
-            key: key.to_owned(),
+            key,
             reason: reason.to_string(),
         }
     }
+}
+
+/// Whether an error comes from a disk, or a quota on it, that is used up.
+pub fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                return true;
+            }
+            // What an I/O error wraps is not its source: that is the wrapped one's.
+            if io.get_ref().is_some_and(|wrapped| is_full(wrapped)) {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
 }
 
 impl fmt::Debug for Store {
@@ -146,9 +176,17 @@ impl Store {
     /// # Errors
     /// When the file can't be read or the store fails; then what was there before still is.
     pub async fn put_file(&self, key: &str, file: &Path) -> Result<(), StoreError> {
-        let mut source = tokio::fs::File::open(file)
+        let source = tokio::fs::File::open(file)
             .await
             .map_err(|error| StoreError::failed(key, &error))?;
+        self.put_open_file(key, source).await
+    }
+
+    /// As [`Self::put_file`], from where an open file stands to its end.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn put_open_file(&self, key: &str, mut source: tokio::fs::File) -> Result<(), StoreError> {
         let mut writer = BufWriter::new(self.inner.clone(), Key::from(key));
         let copied = async {
             tokio::io::copy(&mut source, &mut writer).await?;

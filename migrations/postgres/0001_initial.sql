@@ -5,7 +5,7 @@
 CREATE TABLE datasets (
     id         TEXT   NOT NULL PRIMARY KEY,
     name       TEXT,
-    sha256     TEXT   NOT NULL,
+    sha256     TEXT   NOT NULL UNIQUE,
     examples   BIGINT NOT NULL,
     bytes      BIGINT NOT NULL,
     created_at BIGINT NOT NULL,

@@ -89,6 +89,17 @@ impl DbError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Statement(sqlx::Error::Database(error)) if error.is_unique_violation())
     }
+
+    /// Whether a row would refer to one that is not there.
+    pub fn is_reference(&self) -> bool {
+        matches!(self, Self::Statement(sqlx::Error::Database(error)) if error.is_foreign_key_violation())
+    }
+
+    /// Whether its disk is full: SQLite's code, or a server's.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Statement(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| code == "13" || code == "53100"))
+    }
 }
 
 /// A server that is shutting down or starting says so in a code of class 57.

@@ -92,6 +92,8 @@ pub enum Reason {
     Busy,
     /// The database or the store is not there.
     StorageUnavailable,
+    /// A disk is used up.
+    StorageFull,
     /// Too many requests at once.
     Overloaded,
     /// Work, and no progress.
@@ -122,6 +124,11 @@ impl Reason {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The database or the store can't be reached",
             ),
+            Self::StorageFull => (
+                "storage-full",
+                StatusCode::INSUFFICIENT_STORAGE,
+                "There is no room left to keep it",
+            ),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is nothing here"),
             Self::MethodNotAllowed => (
                 "method-not-allowed",
@@ -137,7 +144,7 @@ impl Reason {
             Self::UnsupportedMediaType => (
                 "unsupported-media-type",
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "The body must be JSON",
+                "The body is of another type than is read here",
             ),
             Self::InvalidRequest => (
                 "invalid-request",
@@ -232,6 +239,14 @@ impl Problem {
         )
     }
 
+    /// 507.
+    pub fn storage_full() -> Self {
+        Self::new(
+            Reason::StorageFull,
+            "the disk of the service is full; nothing was changed",
+        )
+    }
+
     /// 500. What happened is for the log, not for the answer.
     pub fn internal() -> Self {
         Self::new(
@@ -295,6 +310,8 @@ impl From<DbError> for Problem {
                 Reason::StorageUnavailable,
                 "the database can't be reached; nothing was changed",
             )
+        } else if error.is_full() {
+            Self::storage_full()
         } else {
             Self::internal()
         }
@@ -304,6 +321,9 @@ impl From<DbError> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the store failed");
+        if matches!(error, StoreError::Full { .. }) {
+            return Self::storage_full();
+        }
         Self::new(
             Reason::StorageUnavailable,
             "the store did not do its part; nothing was changed, and the log has the reason",

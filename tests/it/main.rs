@@ -7,6 +7,7 @@ mod detoxify;
 mod limits;
 mod observe;
 mod operations;
+mod queue;
 mod rewrite;
 mod score;
 mod shutdown;
