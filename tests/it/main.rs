@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cli;
+mod database;
 mod detoxify;
 mod limits;
 mod observe;
@@ -11,5 +12,6 @@ mod queue;
 mod rewrite;
 mod score;
 mod shutdown;
+mod store;
 mod stream;
 mod support;
