@@ -75,6 +75,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
+        Command::Worker(args) => in_runtime(worker(*args)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
             telemetry::init(&LogConfig::try_from(args.log.clone())?);
@@ -145,6 +146,13 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn worker(args: cli::worker::WorkerArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    telemetry::log_panics_without_message();
+    let stop = shutdown::on_signal().context("cannot listen for signals")?;
+    cli::worker::run(args, stop).await
 }
 
 async fn evaluate(args: cli::evaluate::EvaluateArgs) -> anyhow::Result<()> {

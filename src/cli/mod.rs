@@ -8,6 +8,7 @@ pub mod model;
 pub mod rewrite;
 pub mod scorer;
 pub mod train;
+pub mod worker;
 
 use std::ffi::OsString;
 
@@ -35,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the HTTP service (the default command).
     Serve(Box<RawConfig>),
+    /// Run training jobs from the queue.
+    Worker(Box<worker::WorkerArgs>),
     /// Rewrite standard input, one text a line, to standard output.
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.

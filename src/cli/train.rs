@@ -37,6 +37,9 @@ pub struct TrainArgs {
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
+    /// What the adapter's configuration calls the base model [default: --model as it is]
+    #[arg(long, value_name = "NAME")]
+    base_name: Option<String>,
     /// Training data, JSON lines: {"anchor","positives","negatives"}, {"toxic","neutral"} or {"input","paraphrases","paraphrases_toxic"}
     #[arg(long)]
     data: PathBuf,
@@ -379,7 +382,7 @@ fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>>
                 r: hyperparameters.lora_rank,
                 lora_alpha: hyperparameters.lora_alpha,
                 target_modules: hyperparameters.target_modules.iter().cloned().collect(),
-                base_model_name_or_path: args.model.clone(),
+                base_model_name_or_path: args.base_name.clone().unwrap_or_else(|| args.model.clone()),
             },
         },
     })

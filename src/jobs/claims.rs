@@ -302,7 +302,8 @@ pub async fn hold(transaction: &mut Transaction<'_, Any>, claim: &Claim) -> Resu
     counted(query.execute(&mut **transaction).await?.rows_affected())
 }
 
-/// Ends a job well, as part of the transaction that registers what it made.
+/// Ends a job well, as part of the transaction that registers what it made. Returns the key of its last checkpoint, which nobody
+/// needs once the transaction is committed.
 ///
 /// # Errors
 /// When the claim is lost or the database fails.
@@ -311,7 +312,11 @@ pub async fn succeed(
     claim: &Claim,
     adapter: &AdapterVersion,
     metrics: Option<&serde_json::Value>,
-) -> Result<(), ClaimError> {
+) -> Result<Option<String>, ClaimError> {
+    let checkpoint = of(claim, concat!("SELECT checkpoint FROM jobs", held!()))
+        .fetch_optional(&mut **transaction)
+        .await?;
+    let checkpoint = checkpoint.ok_or(ClaimError::Lost)?.try_get("checkpoint")?;
     let statement = concat!(
         "UPDATE jobs SET state = 'succeeded', finished_at = $4, adapter_name = $5, adapter_number = $6, metrics = $7, error = NULL, \
          checkpoint = NULL, checkpoint_step = NULL, lease_until = NULL, phase = NULL, revision = revision + 1",
@@ -322,7 +327,8 @@ pub async fn succeed(
         .bind(adapter.name().to_owned())
         .bind(i64::from(adapter.number()))
         .bind(metrics.map(to_json).transpose()?);
-    counted(query.execute(&mut **transaction).await?.rows_affected())
+    counted(query.execute(&mut **transaction).await?.rows_affected())?;
+    Ok(checkpoint)
 }
 
 fn of<'q>(claim: &'q Claim, statement: &'static str) -> Query<'q, Any, AnyArguments> {

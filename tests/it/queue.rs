@@ -227,7 +227,11 @@ async fn assert_writes_nothing(bench: &Bench, late: &Claim) {
     lost(queue.cancelled(late).await.map(drop));
     let mut transaction = bench.db.begin().await.unwrap();
     lost(hold(&mut transaction, late).await);
-    lost(succeed(&mut transaction, late, &AdapterVersion::new("a", 1), None).await);
+    lost(
+        succeed(&mut transaction, late, &AdapterVersion::new("a", 1), None)
+            .await
+            .map(drop),
+    );
     transaction.commit().await.unwrap();
 }
 
@@ -481,6 +485,7 @@ async fn success_is_part_of_the_transaction_that_registers() {
         bench.put(bench.new_job("a")).await;
         let claim = bench.claim().await.unwrap();
         let metrics = serde_json::json!({"j": 0.5});
+        bench.queue.checkpoint(&claim, "40.tar", 40).await.unwrap();
         for commit in [false, true] {
             let mut transaction = bench.db.begin().await.unwrap();
             hold(&mut transaction, &claim).await.unwrap();
@@ -500,7 +505,7 @@ async fn success_is_part_of_the_transaction_that_registers() {
             (job.state, job.adapter),
             (JobState::Succeeded, Some(AdapterVersion::new("a", 7)))
         );
-        assert_eq!(job.metrics, Some(metrics));
+        assert_eq!((job.metrics, job.checkpoint), (Some(metrics), None));
         let mut transaction = bench.db.begin().await.unwrap();
         assert!(
             matches!(hold(&mut transaction, &claim).await, Err(ClaimError::Lost)),
