@@ -9,10 +9,11 @@ use detoxd::{
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
     db::Database,
     http::{AppState, Backend, openapi, server},
+    jobs::JobMetrics,
     metrics::Metrics,
     shutdown,
     store::Store,
-    telemetry,
+    tasks, telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -82,6 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             cli::train::run(*args)
         }
         Command::Evaluate(args) => in_runtime(evaluate(*args)),
+        Command::Health(args) => cli::health::run(&args),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -111,6 +113,8 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
     let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
     let backend = Backend::new(db, store, config.model.model.clone());
+    let job_metrics = JobMetrics::new(metrics.registry())?;
+    tokio::spawn(tasks::observe::run(backend.jobs.clone(), job_metrics, stop.clone()));
     let state = AppState::new(config.server.limits, config.policy, metrics, backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(

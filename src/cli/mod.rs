@@ -4,6 +4,7 @@ pub mod child;
 pub mod compose;
 pub mod evaluate;
 pub mod generate;
+pub mod health;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
@@ -44,6 +45,8 @@ pub enum Command {
     Train(Box<train::TrainArgs>),
     /// Compare two adapters on held-back examples.
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Ask a running process how it is.
+    Health(health::HealthArgs),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.

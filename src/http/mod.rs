@@ -11,6 +11,7 @@ mod layers;
 mod limits;
 mod metrics;
 pub mod openapi;
+pub mod operations;
 mod options;
 mod playground;
 mod problem;

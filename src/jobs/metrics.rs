@@ -123,7 +123,7 @@ impl JobMetrics {
             )?,
             resume_steps_lost: IntCounter::new(
                 "detoxd_job_resume_steps_lost_total",
-                "Steps made again because they came after the checkpoint that a job was resumed from.",
+                "Steps to make again because they came after the checkpoint that a job was resumed from.",
             )?,
         };
         let all: [Box<dyn Collector>; 12] = [
