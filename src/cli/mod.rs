@@ -78,6 +78,15 @@ pub fn parse(args: Vec<OsString>) -> Result<Command, UsageError> {
     Ok(cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))))
 }
 
+/// What answers call a model: its name in the catalogue, or that of its file or folder.
+pub fn model_name(model: &str) -> String {
+    let in_catalogue = Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(model).is_some());
+    match std::path::Path::new(model).file_stem() {
+        Some(stem) if !in_catalogue => stem.to_string_lossy().into_owned(),
+        _ => model.to_owned(),
+    }
+}
+
 /// The file or folder of a model: a path as it is, a name of the catalogue from the cache, fetched into it when it is not there.
 ///
 /// # Errors

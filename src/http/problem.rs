@@ -337,6 +337,44 @@ impl From<UnknownAdapter> for Problem {
     }
 }
 
+/// The problems of a route that reads or changes what is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum KeptProblems {
+    /// A parameter or field is missing, unknown, or has a value that is not allowed; `errors` names it.
+    #[response(status = 422, content_type = "application/problem+json")]
+    InvalidRequest(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
+}
+
+/// The problems of a route about one thing that is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum OneKeptProblems {
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
+}
+
 /// The problems of a route that takes a text, for the OpenAPI document.
 #[derive(utoipa::IntoResponses)]
 #[allow(dead_code, reason = "read by the derive only")]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use detoxd::access::Actor;
-use detoxd::datasets::Datasets;
+use detoxd::datasets::{Datasets, Uploaded};
 use detoxd::db::Database;
 use detoxd::jobs::request::{ActivationPolicy, Evaluation, Hyperparameters, ObjectiveName};
 use detoxd::jobs::{Job, JobState, NewJob, Queue, Submitted, TrainRequest};
@@ -38,7 +38,8 @@ impl Bench {
             );
             upload.write(line.as_bytes()).await.unwrap();
         }
-        let dataset = upload.finish(&Actor::part("test")).await.unwrap().dataset().id.clone();
+        let (Uploaded::New(dataset) | Uploaded::Same(dataset)) = upload.finish(&Actor::part("test")).await.unwrap();
+        let dataset = dataset.id;
         Self {
             queue: Queue::new(db.clone()),
             db,

@@ -4,7 +4,10 @@
 mod bad_input;
 mod cli;
 mod database;
+mod datasets;
 mod detoxify;
+mod jobs;
+mod keys;
 mod limits;
 mod observe;
 mod operations;
@@ -15,3 +18,4 @@ mod shutdown;
 mod store;
 mod stream;
 mod support;
+mod train;
