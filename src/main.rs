@@ -5,14 +5,16 @@ use std::{io, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use detoxd::{
+    access,
     cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
     db::Database,
     http::{AppState, Backend, openapi, server},
+    jobs::JobMetrics,
     metrics::Metrics,
     shutdown,
     store::Store,
-    telemetry,
+    tasks, telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -82,6 +84,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             cli::train::run(*args)
         }
         Command::Evaluate(args) => in_runtime(evaluate(*args)),
+        Command::Health(args) => cli::health::run(&args),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -110,7 +113,14 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
     let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
     let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
-    let backend = Backend::new(db, store, config.model.model.clone());
+    let mut backend = Backend::new(db, store, cli::model_name(&config.model.model));
+    backend.key_needed = access::key_needed(config.auth, config.server.listen, &backend.keys).await?;
+    backend.datasets = backend.datasets.with_folder(config.storage.data_dir.join("uploads"));
+    backend.max_dataset_bytes = config.storage.max_dataset_bytes;
+    backend.max_attempts = config.jobs.max_attempts;
+    backend.max_adapter_rank = u32::try_from(config.adapters.max_rank).unwrap_or(u32::MAX);
+    let job_metrics = JobMetrics::new(metrics.registry())?;
+    tokio::spawn(tasks::observe::run(backend.jobs.clone(), job_metrics, stop.clone()));
     let state = AppState::new(config.server.limits, config.policy, metrics, backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(

@@ -426,7 +426,7 @@ mod tests {
             "not asked again yet"
         );
         assert!(keys.holder(unseen.expose()).await.is_err());
-        for passed in [FRESH, STALE - FRESH] {
+        for passed in [FRESH, STALE - 2 * FRESH] {
             for seen in keys.lock().values_mut() {
                 seen.at -= passed;
                 seen.next -= passed;

@@ -96,6 +96,8 @@ pub enum Reason {
     StorageFull,
     /// Too many requests at once.
     Overloaded,
+    /// Work, and no progress.
+    Stalled,
     /// Not loaded yet.
     Starting,
     /// Told to stop.
@@ -154,6 +156,11 @@ impl Reason {
                 "overloaded",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests at once",
+            ),
+            Self::Stalled => (
+                "stalled",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The model makes no progress",
             ),
             Self::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE, "The model is being loaded"),
             Self::Draining => (
@@ -328,6 +335,44 @@ impl From<UnknownAdapter> for Problem {
     fn from(error: UnknownAdapter) -> Self {
         Self::invalid(vec![FieldError::new("adapter", error)])
     }
+}
+
+/// The problems of a route that reads or changes what is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum KeptProblems {
+    /// A parameter or field is missing, unknown, or has a value that is not allowed; `errors` names it.
+    #[response(status = 422, content_type = "application/problem+json")]
+    InvalidRequest(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
+}
+
+/// The problems of a route about one thing that is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum OneKeptProblems {
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
 }
 
 /// The problems of a route that takes a text, for the OpenAPI document.

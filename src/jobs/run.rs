@@ -7,11 +7,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::Uploader;
-use super::child::{self, Child, Ending, Event, Line};
+use super::child::{self, Child, Ending, Event, Line, Step};
 use super::claims::{Claim, ClaimError, Healing, Heartbeat};
 use super::finish;
 use super::heartbeat::Heart;
 use super::job::{JobError, JobState, Phase, Progress};
+use super::metrics::Outcome;
 use super::prepare::{self, Prepared};
 use super::worker::Worker;
 use crate::evaluate::Comparison;
@@ -99,6 +100,14 @@ pub(super) struct Attempt<'a> {
 impl Attempt<'_> {
     async fn work(&self) -> Result<(), Interrupted> {
         let prepared = self.unless_interrupted(prepare::prepare(self)).await?;
+        let made = self.claim.job.progress.map_or(0, |progress| progress.step);
+        let kept = self
+            .claim
+            .job
+            .checkpoint
+            .as_ref()
+            .map_or(0, |(_, step)| step.unsigned_abs());
+        self.worker.count(|metrics| metrics.resumed(made.saturating_sub(kept)));
         self.enter(Phase::Training).await?;
         self.train(&prepared).await?;
         self.enter(Phase::Evaluating).await?;
@@ -167,7 +176,8 @@ impl Attempt<'_> {
                 event = child.next() => event.map_err(io)?,
             };
             match event {
-                Event::Said(Line::Step(step)) => {
+                Event::Said(Line::Step(Step { progress: step, tokens })) => {
+                    self.worker.count(|metrics| metrics.trained(tokens));
                     progress = Some(step);
                     if recorded.elapsed() >= RECORD || step.step == step.steps {
                         recorded = Instant::now();
@@ -251,11 +261,13 @@ impl Attempt<'_> {
     /// Records what became of the attempt.
     async fn end(&self, worked: Result<(), Interrupted>) -> Ended {
         let id = &self.claim.job.id;
+        let released = matches!(worked, Err(Interrupted::Stopping));
         let ended = match worked {
             Ok(()) => Ended::As(JobState::Succeeded),
             Err(Interrupted::Lost) => Ended::Lost,
             Err(interrupted) => self.hand_over(interrupted).await,
         };
+        self.count(ended, released);
         let is_over = match ended {
             Ended::As(state) => {
                 tracing::info!(job = id, %state, "job ended here");
@@ -270,6 +282,23 @@ impl Attempt<'_> {
             tracing::warn!(job = id, %error, "the run's folder stays");
         }
         ended
+    }
+
+    fn count(&self, ended: Ended, released: bool) {
+        let outcome = match ended {
+            Ended::As(JobState::Succeeded) => Outcome::Succeeded,
+            Ended::As(JobState::Cancelled) => Outcome::Cancelled,
+            Ended::As(JobState::Queued | JobState::Running) if released => Outcome::Released,
+            Ended::As(JobState::Queued | JobState::Running) => Outcome::Retried,
+            Ended::As(JobState::Failed) => Outcome::Failed,
+            Ended::Lost => Outcome::Lost,
+        };
+        self.worker.count(|metrics| {
+            metrics.attempt_ended(outcome);
+            if outcome == Outcome::Lost {
+                metrics.lease_lost();
+            }
+        });
     }
 
     /// Writes a state that ends the claim, for as long as it may be this worker's to write.
