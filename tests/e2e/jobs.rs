@@ -415,7 +415,13 @@ async fn a_killed_training_process_is_tried_again_later() {
     // The 19th field, counted after the name in parentheses.
     let niceness = stat.rsplit(')').next().unwrap().split_whitespace().nth(16);
     assert_eq!(niceness, Some("19"), "{stat}");
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let job = bench
         .until(&id, "queued again", |job| job.state == JobState::Queued)
         .await;
