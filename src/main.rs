@@ -5,14 +5,16 @@ use std::{io, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use detoxd::{
+    access,
     cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
     db::Database,
     http::{AppState, Backend, openapi, server},
+    jobs::JobMetrics,
     metrics::Metrics,
     shutdown,
     store::Store,
-    telemetry,
+    tasks, telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -60,6 +62,9 @@ fn keep_candle_off_its_pool() {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
+    if let Some(&cli::child::Ended(code)) = error.downcast_ref() {
+        return ExitCode::from(code);
+    }
     eprintln!("error: {error:#}");
     let usage = error.chain().any(|cause| cause.is::<ConfigError>());
     if usage {
@@ -72,11 +77,14 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
+        Command::Worker(args) => in_runtime(worker(*args)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
-            telemetry::init(&LogConfig::default());
+            telemetry::init(&LogConfig::try_from(args.log.clone())?);
             cli::train::run(*args)
         }
+        Command::Evaluate(args) => in_runtime(evaluate(*args)),
+        Command::Health(args) => cli::health::run(&args),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -105,7 +113,14 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
     let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
     let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
-    let backend = Backend::new(db, store, config.model.model.clone());
+    let mut backend = Backend::new(db, store, cli::model_name(&config.model.model));
+    backend.key_needed = access::key_needed(config.auth, config.server.listen, &backend.keys).await?;
+    backend.datasets = backend.datasets.with_folder(config.storage.data_dir.join("uploads"));
+    backend.max_dataset_bytes = config.storage.max_dataset_bytes;
+    backend.max_attempts = config.jobs.max_attempts;
+    backend.max_adapter_rank = u32::try_from(config.adapters.max_rank).unwrap_or(u32::MAX);
+    let job_metrics = JobMetrics::new(metrics.registry())?;
+    tokio::spawn(tasks::observe::run(backend.jobs.clone(), job_metrics, stop.clone()));
     let state = AppState::new(config.server.limits, config.policy, metrics, backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(
@@ -141,6 +156,18 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn worker(args: cli::worker::WorkerArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    telemetry::log_panics_without_message();
+    let stop = shutdown::on_signal().context("cannot listen for signals")?;
+    cli::worker::run(args, stop).await
+}
+
+async fn evaluate(args: cli::evaluate::EvaluateArgs) -> anyhow::Result<()> {
+    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    cli::evaluate::run(args).await
 }
 
 async fn generate(args: cli::generate::GenerateArgs) -> anyhow::Result<()> {

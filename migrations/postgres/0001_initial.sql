@@ -5,7 +5,7 @@
 CREATE TABLE datasets (
     id         TEXT   NOT NULL PRIMARY KEY,
     name       TEXT,
-    sha256     TEXT   NOT NULL,
+    sha256     TEXT   NOT NULL UNIQUE,
     examples   BIGINT NOT NULL,
     bytes      BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
@@ -21,6 +21,8 @@ CREATE TABLE jobs (
     -- Higher ones first; equal ones in the order they came.
     priority          BIGINT NOT NULL DEFAULT 0,
     request           TEXT   NOT NULL,
+    -- The request's name, to filter by.
+    name              TEXT   NOT NULL,
     dataset           TEXT   REFERENCES datasets (id),
     idempotency_key   TEXT,
     created_at        BIGINT NOT NULL,
@@ -37,7 +39,7 @@ CREATE TABLE jobs (
     heartbeat_at      BIGINT,
     started_at        BIGINT,
     finished_at       BIGINT,
-    -- training, evaluating, registering
+    -- preparing, training, evaluating, registering
     phase             TEXT,
     step              BIGINT,
     steps             BIGINT,

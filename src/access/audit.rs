@@ -11,6 +11,23 @@ pub struct Audit {
     db: Database,
 }
 
+/// Something that was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Act {
+    /// A UUID; sorts by time.
+    pub id: String,
+    /// Milliseconds since 1970.
+    pub at: i64,
+    /// Id of a key, or `anonymous`, `worker`, `cli`, `start`.
+    pub actor: String,
+    /// A verb with its object's kind.
+    pub action: String,
+    /// An id or `name@number`.
+    pub subject: String,
+    /// What else there is to say.
+    pub detail: Option<String>,
+}
+
 impl Audit {
     /// The audit in a database.
     pub fn new(db: Database) -> Self {
@@ -31,6 +48,30 @@ impl Audit {
         let mut transaction = self.db.begin().await?;
         record(&mut transaction, actor, action, subject, detail).await?;
         Ok(transaction.commit().await?)
+    }
+
+    /// Acts, newest first; `before` is the id of the last one that was seen.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list(&self, before: Option<&str>, limit: u32) -> Result<Vec<Act>, DbError> {
+        let rows: Vec<(String, i64, String, String, String, Option<String>)> = sqlx::query_as(
+            "SELECT id, at, actor, action, subject, detail FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2",
+        )
+        // Greater than any id.
+        .bind(before.unwrap_or("~"))
+        .bind(i64::from(limit))
+        .fetch_all(self.db.pool())
+        .await?;
+        let acts = rows.into_iter().map(|(id, at, actor, action, subject, detail)| Act {
+            id,
+            at,
+            actor,
+            action,
+            subject,
+            detail,
+        });
+        Ok(acts.collect())
     }
 }
 

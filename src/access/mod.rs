@@ -2,9 +2,11 @@
 
 mod audit;
 mod keys;
+mod start;
 
-pub use audit::{Audit, record};
-pub use keys::Keys;
+pub use audit::{Act, Audit, record};
+pub use keys::{KeyError, KeyRecord, Keys, Secret};
+pub use start::{StartError, key_needed};
 
 use std::fmt;
 use std::str::FromStr;

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// One version of an adapter, written `name@number`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct AdapterVersion {
     pub(super) name: String,
     pub(super) number: u32,
@@ -22,6 +25,11 @@ impl AdapterVersion {
     /// What the bare base model is called.
     pub fn none() -> Self {
         Self::new("none", 0)
+    }
+
+    /// Whether it is the bare base model.
+    pub fn is_none(&self) -> bool {
+        *self == Self::none()
     }
 
     /// The adapter's name.
@@ -46,11 +54,61 @@ impl fmt::Display for AdapterVersion {
     }
 }
 
+/// A text that names no version of an adapter.
+#[derive(Debug, thiserror::Error)]
+#[error("a version of an adapter is written `name@version`")]
+pub struct ParseAdapterVersionError;
+
+impl FromStr for AdapterVersion {
+    type Err = ParseAdapterVersionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wanted: AdapterRef = text.parse().map_err(|_| ParseAdapterVersionError)?;
+        let number = wanted.number.ok_or(ParseAdapterVersionError)?;
+        Ok(Self::new(wanted.name, number))
+    }
+}
+
+impl TryFrom<String> for AdapterVersion {
+    type Error = ParseAdapterVersionError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<AdapterVersion> for String {
+    fn from(version: AdapterVersion) -> Self {
+        version.to_string()
+    }
+}
+
 /// An adapter as a request names it: `name`, or `name@number` for one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterRef {
     name: String,
     number: Option<u32>,
+}
+
+impl From<&AdapterVersion> for AdapterRef {
+    fn from(version: &AdapterVersion) -> Self {
+        Self {
+            name: version.name.clone(),
+            number: Some(version.number),
+        }
+    }
+}
+
+impl AdapterRef {
+    /// The name alone.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The version, where it names one.
+    pub fn version(&self) -> Option<AdapterVersion> {
+        self.number.map(|number| AdapterVersion::new(&self.name, number))
+    }
 }
 
 impl fmt::Display for AdapterRef {
@@ -105,6 +163,9 @@ mod tests {
         }
         for text in ["", "@1", "a@", "a@x", "a@-1", "../a", "a b"] {
             assert!(text.parse::<AdapterRef>().is_err(), "{text}");
+            assert!(text.parse::<AdapterVersion>().is_err(), "{text}");
         }
+        assert!("default".parse::<AdapterVersion>().is_err());
+        assert_eq!("default@3".parse::<AdapterVersion>().unwrap(), version);
     }
 }

@@ -142,7 +142,11 @@ fn device(wanted: crate::config::Device) -> Result<candle_core::Device, String> 
     }
 }
 
-fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, ComposeError> {
+/// The adapter that `config` names, for a model that is loaded.
+///
+/// # Errors
+/// When it can't be had or does not fit the model.
+pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, ComposeError> {
     let failed = |adapter: String, reason: String| ComposeError::Adapter { adapter, reason };
     let (shape, device) = (decoder.config(), decoder.device());
     match &config.adapter {

@@ -1,11 +1,15 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
+pub mod child;
 pub mod compose;
+pub mod evaluate;
 pub mod generate;
+pub mod health;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
 pub mod train;
+pub mod worker;
 
 use std::ffi::OsString;
 
@@ -33,10 +37,16 @@ pub struct Cli {
 pub enum Command {
     /// Run the HTTP service (the default command).
     Serve(Box<RawConfig>),
+    /// Run training jobs from the queue.
+    Worker(Box<worker::WorkerArgs>),
     /// Rewrite standard input, one text a line, to standard output.
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(Box<train::TrainArgs>),
+    /// Compare two adapters on held-back examples.
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Ask a running process how it is.
+    Health(health::HealthArgs),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.
@@ -66,6 +76,15 @@ pub fn parse(args: Vec<OsString>) -> Result<Command, UsageError> {
     let command = FileDefaults::discover(&args)?.apply(Cli::command());
     let cli = Cli::from_arg_matches(&command.try_get_matches_from(args)?)?;
     Ok(cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))))
+}
+
+/// What answers call a model: its name in the catalogue, or that of its file or folder.
+pub fn model_name(model: &str) -> String {
+    let in_catalogue = Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(model).is_some());
+    match std::path::Path::new(model).file_stem() {
+        Some(stem) if !in_catalogue => stem.to_string_lossy().into_owned(),
+        _ => model.to_owned(),
+    }
 }
 
 /// The file or folder of a model: a path as it is, a name of the catalogue from the cache, fetched into it when it is not there.

@@ -1,25 +1,28 @@
 //! `detoxd train`: trains an adapter or a new model from JSON lines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
-use crate::model::Decoder;
+use super::child::{self, Ended, Kind};
+use crate::config::LogSettings;
 use crate::model::lora::{LoraConfig, LoraModel, MODULES};
 use crate::model::tokenizer::TextTokenizer;
 use crate::model::weights::{ModelFiles, Purpose};
 use crate::model::whole::Blueprint;
-use crate::prompt::RewritePrompt;
+use crate::model::{Decoder, ModelError};
+use crate::prompt::{MissingMarker, RewritePrompt};
 use crate::train::objectives::{ContrastivePerplexity, Objective, Phi, Sft, Similarity};
 use crate::train::optimizer::{AdamWConfig, Schedule};
 use crate::train::trainable::Start;
-use crate::train::trainer::{Schedules, StepReport, Trainer};
-use crate::train::{batch, dataset};
+use crate::train::trainer::{Observer, Schedules, StepReport, Trainer};
+use crate::train::{TrainError, batch, dataset};
 
 /// Trains a LoRA adapter for the rewrite prompt, or a new model.
 #[derive(Debug, Args)]
@@ -34,6 +37,9 @@ pub struct TrainArgs {
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
+    /// What the adapter's configuration calls the base model [default: --model as it is]
+    #[arg(long, value_name = "NAME")]
+    base_name: Option<String>,
     /// Training data, JSON lines: {"anchor","positives","negatives"}, {"toxic","neutral"} or {"input","paraphrases","paraphrases_toxic"}
     #[arg(long)]
     data: PathBuf,
@@ -58,8 +64,21 @@ pub struct TrainArgs {
     /// Minutes between checkpoints
     #[arg(long, default_value_t = 2.0)]
     checkpoint_minutes: f64,
+    /// What is written to standard output: nothing, with a progress bar beside the log, or JSON lines for programs, which may also
+    /// write `stop` to standard input
+    #[arg(long, value_enum, default_value_t = Report::Text)]
+    report: Report,
     #[command(flatten)]
     hyperparameters: Hyperparameters,
+    /// The log.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Report {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -238,13 +257,52 @@ impl Hyperparameters {
 /// Runs the command.
 ///
 /// # Errors
-/// With what to change.
+/// With what to change. With `--report json` it has been said on standard output, and the error is only the exit code ([`Ended`]).
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
+    if args.report == Report::Text {
+        let folder = train(&args, Bar::new())?;
+        if let Some(folder) = folder {
+            tracing::info!(folder = %folder.display(), "training finished");
+        }
+        return Ok(());
+    }
+    let stop = child::listen();
+    match train(&args, Lines { stop }) {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Ended(child::EX_TEMPFAIL).into()),
+        Err(error) => Err(child::failed(kind(&error), &error)),
+    }
+}
+
+/// Whether another try with the same input can go better.
+fn kind(error: &anyhow::Error) -> Kind {
+    let of_model = |error: &ModelError| match error {
+        ModelError::Io { .. } | ModelError::Candle(_) => Kind::Failed,
+        _ => Kind::Invalid,
+    };
+    if let Some(error) = error.downcast_ref::<TrainError>() {
+        return match error {
+            TrainError::Diverged { .. } => Kind::Diverged,
+            TrainError::Io { .. } | TrainError::Candle(_) => Kind::Failed,
+            TrainError::Model(error) => of_model(error),
+            _ => Kind::Invalid,
+        };
+    }
+    match error.downcast_ref::<ModelError>() {
+        Some(error) => of_model(error),
+        None if error.is::<MissingMarker>() => Kind::Invalid,
+        None => Kind::Failed,
+    }
+}
+
+/// Trains; `None` when `observer` stopped the run.
+fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<PathBuf>> {
     let hyperparameters = &args.hyperparameters;
     if hyperparameters.epochs <= 0.0 || hyperparameters.gradient_accumulation == 0 || hyperparameters.tau <= 0.0 {
-        bail!("epochs, gradient-accumulation and tau must be positive");
+        let message = "epochs, gradient-accumulation and tau must be positive";
+        return Err(TrainError::Setting(message.to_owned()).into());
     }
-    let trained = Trained::open(&args)?;
+    let trained = Trained::open(args)?;
     let tokenizer = trained.tokenizer();
     let prompt = RewritePrompt::new(tokenizer)?;
     let examples = dataset::read(&args.data)?;
@@ -270,7 +328,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                 },
                 &Device::Cpu,
             )?;
-            adapter(&args, &base)?
+            adapter(args, &base)?
         }
     };
     let trainer = Trainer {
@@ -284,16 +342,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     };
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     std::fs::write(args.out.join("config.json"), format!("{settings:#}\n"))?;
-    let bar = progress_bar(trainer.steps());
-    let folder = trainer.train(start, args.resume, |step| {
-        show(&bar, step);
-        true
-    })?;
-    bar.finish();
-    if let Some(folder) = folder {
-        tracing::info!(folder = %folder.display(), "training finished");
-    }
-    Ok(())
+    Ok(trainer.train(start, args.resume, observer)?)
 }
 
 /// The files of what is trained.
@@ -333,31 +382,78 @@ fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>>
                 r: hyperparameters.lora_rank,
                 lora_alpha: hyperparameters.lora_alpha,
                 target_modules: hyperparameters.target_modules.iter().cloned().collect(),
-                base_model_name_or_path: args.model.clone(),
+                base_model_name_or_path: args.base_name.clone().unwrap_or_else(|| args.model.clone()),
             },
         },
     })
 }
 
-fn progress_bar(steps: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  ETA {eta}");
-    let bar = ProgressBar::new(steps as u64);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+/// For people: a bar, or a line in the log now and then where there is no terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::new(0);
+        Self(
+            match ProgressStyle::with_template("{bar:30} step {pos}/{len}  {msg}  ETA {eta}") {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            },
+        )
     }
 }
 
-fn show(bar: &ProgressBar, step: &StepReport) {
-    bar.set_position(step.step as u64);
-    bar.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
-    if bar.is_hidden() && (step.step.is_multiple_of(20) || step.step == step.steps) {
-        tracing::info!(
-            step = step.step,
-            steps = step.steps,
-            loss = step.loss,
-            tokens_per_second = step.tokens_per_second,
-            "trained"
-        );
+impl Observer for Bar {
+    fn step(&mut self, step: &StepReport) -> bool {
+        let Self(bar) = self;
+        bar.set_length(step.steps as u64);
+        bar.set_position(step.step as u64);
+        bar.set_message(format!("loss {:.3}  {:.0} tokens/s", step.loss, step.tokens_per_second));
+        if bar.is_hidden() && (step.step.is_multiple_of(20) || step.step == step.steps) {
+            tracing::info!(
+                step = step.step,
+                steps = step.steps,
+                loss = step.loss,
+                tokens_per_second = step.tokens_per_second,
+                "trained"
+            );
+        }
+        if step.step == step.steps {
+            bar.finish();
+        }
+        true
+    }
+}
+
+/// For programs: a line a step, and one a checkpoint.
+struct Lines {
+    stop: CancellationToken,
+}
+
+#[derive(Serialize)]
+struct StepLine<'a> {
+    #[serde(flatten)]
+    report: &'a StepReport,
+    eta_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct CheckpointLine<'a> {
+    checkpoint: &'a str,
+}
+
+impl Observer for Lines {
+    fn step(&mut self, report: &StepReport) -> bool {
+        let left = (report.steps - report.step) as f64;
+        let eta_seconds = left * report.seconds / report.step as f64;
+        // A reader that has gone is noticed by the end of standard input.
+        let _ = child::say(&StepLine { report, eta_seconds });
+        !self.stop.is_cancelled()
+    }
+
+    fn checkpoint(&mut self, folder: &Path) {
+        if let Some(checkpoint) = folder.file_name().and_then(|name| name.to_str()) {
+            let _ = child::say(&CheckpointLine { checkpoint });
+        }
     }
 }

@@ -46,6 +46,22 @@ impl Dialect {
         }
     }
 
+    fn pool(self) -> AnyPoolOptions {
+        AnyPoolOptions::new()
+            .acquire_timeout(PATIENCE)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if self == Self::Sqlite {
+                        // Readers beside a writer; what is committed is on the disk; a writer waits for its turn.
+                        connection
+                            .execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON")
+                            .await?;
+                    }
+                    Ok(())
+                })
+            })
+    }
+
     fn begin(self) -> &'static str {
         match self {
             // A transaction that first reads and then writes could not become a writer beside another one.
@@ -89,6 +105,17 @@ impl DbError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Statement(sqlx::Error::Database(error)) if error.is_unique_violation())
     }
+
+    /// Whether a row would refer to one that is not there.
+    pub fn is_reference(&self) -> bool {
+        matches!(self, Self::Statement(sqlx::Error::Database(error)) if error.is_foreign_key_violation())
+    }
+
+    /// Whether its disk is full: SQLite's code, or a server's.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Statement(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| code == "13" || code == "53100"))
+    }
 }
 
 /// A server that is shutting down or starting says so in a code of class 57.
@@ -130,22 +157,11 @@ impl Database {
             _ => return Err(failed("expected postgres://… or sqlite:…".to_owned())),
         };
         sqlx::any::install_default_drivers();
-        let pool = AnyPoolOptions::new()
+        let pool = dialect
+            .pool()
             .max_connections(match dialect {
                 Dialect::Sqlite => 4,
                 Dialect::Postgres => 8,
-            })
-            .acquire_timeout(PATIENCE)
-            .after_connect(move |connection, _| {
-                Box::pin(async move {
-                    if dialect == Dialect::Sqlite {
-                        // Readers beside a writer; what is committed is on the disk; a writer waits for its turn.
-                        connection
-                            .execute("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON")
-                            .await?;
-                    }
-                    Ok(())
-                })
             })
             .connect(&url)
             .await
@@ -156,6 +172,17 @@ impl Database {
         };
         migrator.run(&pool).await.map_err(|error| failed(error.to_string()))?;
         Ok(Self { pool, dialect })
+    }
+
+    /// The same database by a connection of its own, opened with the first statement: for a thread that must not wait for others,
+    /// and to be called within that thread's own runtime.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        let options = self.pool.connect_options().as_ref().clone();
+        Self {
+            pool: self.dialect.pool().max_connections(1).connect_lazy_with(options),
+            dialect: self.dialect,
+        }
     }
 
     /// What to execute single statements on.

@@ -1,12 +1,13 @@
-//! JSON bodies, with refusals that say what to change.
+//! Bodies: JSON, with refusals that say what to change, and streams of any length.
 
 use axum::{
-    body::{Bytes, to_bytes},
+    body::{Body, BodyDataStream, Bytes, to_bytes},
     extract::{FromRequest, Request},
     http::{HeaderMap, header},
 };
+use futures_core::Stream;
 use serde::de::DeserializeOwned;
-use std::{error::Error, sync::Arc};
+use std::{error::Error, future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
 use super::{
     problem::{FieldError, Problem, Reason},
@@ -50,12 +51,60 @@ fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
+/// What `Content-Length` says.
+pub fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// A body that is read as it comes.
+pub struct Incoming {
+    stream: BodyDataStream,
+    /// How long the next bytes may take.
+    patience: Duration,
+}
+
+/// How long a client whose body is refused midway may go on sending: many read the answer only then.
+const LINGER: Duration = Duration::from_secs(5);
+
+impl Incoming {
+    /// Of a request.
+    pub fn new(body: Body, patience: Duration) -> Self {
+        Self {
+            stream: body.into_data_stream(),
+            patience,
+        }
+    }
+
+    /// The next bytes; none at the end.
+    ///
+    /// # Errors
+    /// When they don't come in time, or the client has left.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        let next = poll_fn(|context| Pin::new(&mut self.stream).poll_next(context));
+        match tokio::time::timeout(self.patience, next).await {
+            Err(_) => Err(Problem::new(Reason::SlowBody, "the body did not arrive in time")),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+            Ok(Some(Err(_))) => Err(ended_early()),
+        }
+    }
+
+    /// Reads on for a while without looking, beside the answer: a connection that is closed on a client which is still sending
+    /// loses the answer on its way.
+    pub fn linger(mut self) {
+        tokio::spawn(tokio::time::timeout(LINGER, async move {
+            while let Ok(Some(_)) = self.next().await {}
+        }));
+    }
+}
+
+fn ended_early() -> Problem {
+    Problem::new(Reason::Malformed, "the body ended early")
+}
+
 async fn read(request: Request, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Reason::TooLarge, format!("the body is larger than {limit} bytes"));
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared = declared_length(request.headers());
     if declared.is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
@@ -64,7 +113,7 @@ async fn read(request: Request, limit: usize) -> Result<Bytes, Problem> {
         if source.contains("length limit exceeded") {
             too_large()
         } else {
-            Problem::new(Reason::Malformed, "the body ended early")
+            ended_early()
         }
     })
 }

@@ -3,15 +3,25 @@
 //! Checks, admission, deadlines and problem documents live here. What is done to a text does not:
 //! that is `pipeline`, which knows no HTTP.
 
+mod audit;
 mod auth;
 mod body;
+mod datasets;
 mod detoxify;
+mod fields;
 mod health;
+mod hyperparameters;
+mod job_events;
+mod jobs;
+mod keys;
 mod layers;
 mod limits;
 mod metrics;
 pub mod openapi;
+pub mod operations;
 mod options;
+mod paging;
+mod path;
 mod playground;
 mod problem;
 mod result;
@@ -19,6 +29,7 @@ mod score;
 pub mod server;
 mod state;
 mod stream;
+mod train;
 
 use std::{any::Any, sync::Arc};
 
@@ -48,8 +59,20 @@ fn routes(guarded: impl Fn(Routes, Scope) -> Routes) -> Routes {
     let to_use = OpenApiRouter::new()
         .routes(routes!(detoxify::detoxify))
         .routes(routes!(score::score));
-    let to_train = OpenApiRouter::new();
-    let to_administer = OpenApiRouter::new();
+    let to_train = OpenApiRouter::new()
+        .routes(routes!(datasets::upload, datasets::list))
+        .routes(routes!(datasets::show, datasets::delete))
+        .routes(routes!(train::train))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show))
+        .routes(routes!(job_events::events))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::retry));
+    let to_administer = OpenApiRouter::new()
+        .routes(routes!(keys::create, keys::list))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(audit::list));
+    let guarded = |group, scope| guarded(openapi::guarded(group, scope), scope);
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(guarded(to_use, Scope::Use))
         .merge(guarded(to_train, Scope::Train))

@@ -92,8 +92,12 @@ pub enum Reason {
     Busy,
     /// The database or the store is not there.
     StorageUnavailable,
+    /// A disk is used up.
+    StorageFull,
     /// Too many requests at once.
     Overloaded,
+    /// Work, and no progress.
+    Stalled,
     /// Not loaded yet.
     Starting,
     /// Told to stop.
@@ -120,6 +124,11 @@ impl Reason {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "The database or the store can't be reached",
             ),
+            Self::StorageFull => (
+                "storage-full",
+                StatusCode::INSUFFICIENT_STORAGE,
+                "There is no room left to keep it",
+            ),
             Self::NotFound => ("not-found", StatusCode::NOT_FOUND, "There is nothing here"),
             Self::MethodNotAllowed => (
                 "method-not-allowed",
@@ -135,7 +144,7 @@ impl Reason {
             Self::UnsupportedMediaType => (
                 "unsupported-media-type",
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "The body must be JSON",
+                "The body is of another type than is read here",
             ),
             Self::InvalidRequest => (
                 "invalid-request",
@@ -147,6 +156,11 @@ impl Reason {
                 "overloaded",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests at once",
+            ),
+            Self::Stalled => (
+                "stalled",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The model makes no progress",
             ),
             Self::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE, "The model is being loaded"),
             Self::Draining => (
@@ -225,6 +239,14 @@ impl Problem {
         )
     }
 
+    /// 507.
+    pub fn storage_full() -> Self {
+        Self::new(
+            Reason::StorageFull,
+            "the disk of the service is full; nothing was changed",
+        )
+    }
+
     /// 500. What happened is for the log, not for the answer.
     pub fn internal() -> Self {
         Self::new(
@@ -288,6 +310,8 @@ impl From<DbError> for Problem {
                 Reason::StorageUnavailable,
                 "the database can't be reached; nothing was changed",
             )
+        } else if error.is_full() {
+            Self::storage_full()
         } else {
             Self::internal()
         }
@@ -297,6 +321,9 @@ impl From<DbError> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the store failed");
+        if matches!(error, StoreError::Full { .. }) {
+            return Self::storage_full();
+        }
         Self::new(
             Reason::StorageUnavailable,
             "the store did not do its part; nothing was changed, and the log has the reason",
@@ -308,6 +335,44 @@ impl From<UnknownAdapter> for Problem {
     fn from(error: UnknownAdapter) -> Self {
         Self::invalid(vec![FieldError::new("adapter", error)])
     }
+}
+
+/// The problems of a route that reads or changes what is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum KeptProblems {
+    /// A parameter or field is missing, unknown, or has a value that is not allowed; `errors` names it.
+    #[response(status = 422, content_type = "application/problem+json")]
+    InvalidRequest(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
+}
+
+/// The problems of a route about one thing that is kept, for the OpenAPI document.
+#[derive(utoipa::IntoResponses)]
+#[allow(dead_code, reason = "read by the derive only")]
+pub enum OneKeptProblems {
+    /// There is no such thing.
+    #[response(status = 404, content_type = "application/problem+json")]
+    NotFound(Problem),
+    /// The service failed.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(Problem),
+    /// The database or the store can't be reached; see `Retry-After`.
+    #[response(
+        status = 503,
+        content_type = "application/problem+json",
+        headers(("Retry-After" = u64, description = "Seconds to wait"))
+    )]
+    StorageUnavailable(Problem),
 }
 
 /// The problems of a route that takes a text, for the OpenAPI document.

@@ -54,6 +54,8 @@ pub struct Backend {
     pub max_dataset_bytes: u64,
     /// Times a job is tried.
     pub max_attempts: u32,
+    /// Largest rank of an adapter.
+    pub max_adapter_rank: u32,
     /// The base model, as answers call it: what jobs are for unless they name another.
     pub base: String,
 }
@@ -70,6 +72,7 @@ impl Backend {
             key_needed: false,
             max_dataset_bytes: 256 * 1024 * 1024,
             max_attempts: 3,
+            max_adapter_rank: 256,
             base: base.into(),
         }
     }
@@ -110,12 +113,22 @@ impl AppState {
     pub fn loaded(&self, service: Service) {
         if self.service.set(service).is_err() {
             tracing::warn!("loaded a second time; the first service stays");
+            return;
+        }
+        let engine = self.service.get().and_then(|service| service.detoxifier.activity());
+        if let Some(Err(error)) = engine.map(|engine| engine.register(self.metrics.registry())) {
+            tracing::error!(%error, "the engine's metrics are not shown");
         }
     }
 
     /// From now on `/health/ready` says no; requests that still arrive are served.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was told to stop: what could go on for ever ends then.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// The loaded parts.
@@ -133,7 +146,7 @@ impl AppState {
     /// # Errors
     /// 503 while loading and while draining.
     pub fn ready(&self) -> Result<&Service, Problem> {
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Err(Problem::new(Reason::Draining, "running requests are being finished"));
         }
         self.service()

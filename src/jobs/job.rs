@@ -88,6 +88,9 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Preparing, Self::Training, Self::Evaluating, Self::Registering];
+
     /// Its word in the database and in answers.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -155,7 +155,8 @@ impl Hyperparameters {
                     arguments.push(flag);
                     continue;
                 }
-                serde_json::Value::String(text) => text,
+                // Words of an enumeration, which the command line spells with hyphens.
+                serde_json::Value::String(text) => text.replace('_', "-"),
                 serde_json::Value::Array(items) => {
                     let items: Vec<&str> = items.iter().filter_map(serde_json::Value::as_str).collect();
                     items.join(",")

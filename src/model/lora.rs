@@ -347,7 +347,10 @@ fn check_config(config: &LoraConfig) -> Result<(), ModelError> {
 }
 
 /// Reads `adapter_config.json`; whatever would change the result and is not computed here is refused by name.
-fn read_config(bytes: &[u8]) -> Result<LoraConfig, ModelError> {
+///
+/// # Errors
+/// When it is malformed, or asks for what is not computed here.
+pub fn read_config(bytes: &[u8]) -> Result<LoraConfig, ModelError> {
     use serde_json::Value;
     let malformed = |reason: String| ModelError::Adapter(format!("adapter_config.json: {reason}"));
     let json: serde_json::Map<String, Value> =

@@ -5,6 +5,7 @@
 //! - [`kernels`]: loops over slices, chosen at run time for the processor; [`ops`]: those loops as candle operations
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
 //! - [`layers`]: what a block is made of; [`decoder`]: the blocks; [`kv_cache`]: what serving remembers of a sequence.
+//! - [`fingerprint`]: what tells one base model from another.
 //! - [`lora`]: adapters in PEFT's file layout; [`whole`]: a decoder that is itself trained, from random weights to files.
 //!
 //! What does not live here: sampling and batching (`engine`), losses (`train`), and anything about prompts.
@@ -14,6 +15,7 @@ mod build;
 pub mod catalogue;
 pub mod config;
 pub mod decoder;
+pub mod fingerprint;
 pub mod kernels;
 pub mod kv_cache;
 pub mod layers;

@@ -171,6 +171,11 @@ pub fn features(a: &Side, b: &Side) -> [f32; FEATURES] {
     ]
 }
 
+/// F1 of the character 1- to 6-grams, mean over the orders, as in chrF; the same in both directions, 0..=1.
+pub fn character_overlap(a: &Side, b: &Side) -> f32 {
+    character_f(a, b, 0..6)
+}
+
 /// How much of `side` finds a counterpart in `other`, by weight and by rarity, and the rarest word without one.
 fn covered(side: &Side, other: &Side) -> ([f32; 2], f32) {
     let mut sums = [0f32; 2];

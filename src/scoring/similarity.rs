@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::overlap::{FEATURES, Side, features};
+use super::overlap::{FEATURES, Side, character_overlap, features};
 use super::toxicity::{ScorerError, ToxicityScorer};
 
 /// File of word rarities inside the scorer's folder.
@@ -116,6 +116,12 @@ impl SimilarityScorer {
         self.regression.predict(&features(&a, &b))
     }
 
+    /// How many characters in a row two texts share, whatever they mean: F1 of character 1- to 6-grams, mean over the orders,
+    /// as in chrF; 0..=1.
+    pub fn overlap(&self, a: &str, b: &str) -> f32 {
+        character_overlap(&self.side(a), &self.side(b))
+    }
+
     /// The features of a pair, for training.
     pub fn features(&self, source: &str, rewrite: &str) -> [f32; FEATURES] {
         features(&self.side(source), &self.side(rewrite))
@@ -160,6 +166,16 @@ mod tests {
         assert!(close > 0.6 && other < 0.25, "{close} {other}");
         assert_eq!(scorer.score(source, &source.to_uppercase()), 1.0);
         assert_eq!(scorer.score(source, ""), 0.0);
+    }
+
+    #[test]
+    fn overlap_counts_characters() {
+        let scorer = scorer();
+        let source = "this phone breaks every two weeks";
+        let near = scorer.overlap(source, "this phone broke every two weeks");
+        assert!(near > 0.7 && near < 1.0, "{near}");
+        assert_eq!(scorer.overlap(source, source), 1.0);
+        assert_eq!(scorer.overlap(source, ""), 0.0);
     }
 
     proptest! {

@@ -39,11 +39,17 @@ impl Progress {
 
 const KEEP: usize = 2;
 
-/// Writes `checkpoints/step-N` under the run's folder: completely or not at all. Older ones than the last two go.
+/// Writes `checkpoints/step-N` under the run's folder: completely or not at all; returns that folder. Older ones than the last two
+/// go.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn save(run: &Path, progress: &Progress, trainable: &Trainable<'_>, optimizer: &AdamW) -> Result<(), TrainError> {
+pub fn save(
+    run: &Path,
+    progress: &Progress,
+    trainable: &Trainable<'_>,
+    optimizer: &AdamW,
+) -> Result<PathBuf, TrainError> {
     let parent = run.join("checkpoints");
     fs::create_dir_all(&parent).map_err(TrainError::io(&parent))?;
     let unfinished = tempfile::Builder::new()
@@ -72,22 +78,18 @@ pub fn save(run: &Path, progress: &Progress, trainable: &Trainable<'_>, optimize
     fs::File::open(&parent)
         .and_then(|folder| folder.sync_all())
         .map_err(TrainError::io(&parent))?;
-    let finished = list(run)?;
-    for old in &finished[..finished.len().saturating_sub(KEEP)] {
+    let all = list(run)?;
+    for old in &all[..all.len().saturating_sub(KEEP)] {
         fs::remove_dir_all(old).map_err(TrainError::io(old))?;
     }
-    Ok(())
+    Ok(finished)
 }
 
-/// The newest complete checkpoint of a run.
+/// The checkpoints of a run, the newest last.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn latest(run: &Path) -> Result<Option<PathBuf>, TrainError> {
-    Ok(list(run)?.pop())
-}
-
-fn list(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
+pub fn list(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let parent = run.join("checkpoints");
     let entries = match fs::read_dir(&parent) {
         Ok(entries) => entries,
@@ -106,18 +108,17 @@ fn list(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
 /// Where a checkpoint's run stands. What was trained lies beside it; [`restore_optimizer`] does the rest.
 ///
 /// # Errors
-/// When the file is missing or belongs to a run with other settings.
+/// [`TrainError::Checkpoint`] when it belongs to a run with other settings; others when it can't be read.
 pub fn progress(checkpoint: &Path, settings: &serde_json::Value) -> Result<Progress, TrainError> {
-    let unusable = |reason: String| TrainError::Checkpoint {
-        path: checkpoint.display().to_string(),
-        reason,
-    };
     let path = checkpoint.join("progress.json");
     let json = fs::read(&path).map_err(TrainError::io(&path))?;
-    let progress: Progress = serde_json::from_slice(&json).map_err(|error| unusable(error.to_string()))?;
+    let progress: Progress = serde_json::from_slice(&json).map_err(|error| TrainError::io(&path)(error.into()))?;
     if progress.settings != *settings {
         let changed = changed_keys(&progress.settings, settings).join(", ");
-        return Err(unusable(format!("it belongs to a run with other settings ({changed})")));
+        return Err(TrainError::Checkpoint {
+            path: checkpoint.display().to_string(),
+            reason: format!("it belongs to a run with other settings ({changed})"),
+        });
     }
     Ok(progress)
 }

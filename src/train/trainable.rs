@@ -82,7 +82,7 @@ impl<'a> Start<'a> {
     ///
     /// # Errors
     /// When the folder holds something else.
-    pub fn resume(self, folder: &Path) -> Result<Trainable<'a>, TrainError> {
+    pub fn resume(&self, folder: &Path) -> Result<Trainable<'a>, TrainError> {
         Ok(match self {
             Self::NewAdapter { base, .. } | Self::Adapter { base, .. } => Trainable::Adapter {
                 base,
@@ -90,7 +90,7 @@ impl<'a> Start<'a> {
             },
             Self::NewModel { blueprint, device } => Trainable::Whole {
                 blueprint,
-                decoder: blueprint.load(folder, &device)?,
+                decoder: blueprint.load(folder, device)?,
             },
         })
     }

@@ -63,6 +63,23 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
+/// Who is told how a run goes on. A closure that takes a [`StepReport`] is one.
+pub trait Observer {
+    /// A step was made. `false` stops the run, after a checkpoint.
+    fn step(&mut self, report: &StepReport) -> bool;
+
+    /// A checkpoint was written to this folder.
+    fn checkpoint(&mut self, folder: &Path) {
+        let _ = folder;
+    }
+}
+
+impl<F: FnMut(&StepReport) -> bool> Observer for F {
+    fn step(&mut self, report: &StepReport) -> bool {
+        self(report)
+    }
+}
+
 /// A run: its folder, and on what it trains.
 pub struct Trainer<'a> {
     /// Holds `loss.jsonl`, `checkpoints/` and in the end `adapter/` or `model/`.
@@ -90,8 +107,8 @@ impl Trainer<'_> {
         self.schedules.max_steps.map_or(steps, |most| most.min(steps)).max(1)
     }
 
-    /// Trains, from the last checkpoint when `resume` is set and there is one; returns the folder of what was trained. `report` is
-    /// told of every step and stops the run by returning `false`, after a checkpoint; after the last step there is nothing to stop.
+    /// Trains, from the last checkpoint that can be read when `resume` is set and there is one; returns the folder of what was
+    /// trained, or `None` when `observer` stopped the run; after the last step there is nothing to stop.
     ///
     /// # Errors
     /// When a file cannot be written, a checkpoint belongs to another run, or the loss is no longer a number.
@@ -99,21 +116,18 @@ impl Trainer<'_> {
         &self,
         start: Start<'_>,
         resume: bool,
-        mut report: impl FnMut(&StepReport) -> bool,
+        mut observer: impl Observer,
     ) -> Result<Option<PathBuf>, TrainError> {
         fs::create_dir_all(self.run).map_err(TrainError::io(self.run))?;
-        let checkpoint = if resume { checkpoint::latest(self.run)? } else { None };
-        let (trainable, mut progress) = match &checkpoint {
-            Some(path) => {
-                let progress = checkpoint::progress(path, &self.settings)?;
-                (start.resume(path)?, progress)
-            }
-            None => (start.begin(self.schedules.seed)?, Progress::new(self.settings.clone())),
+        let resumed = if resume { self.resume(&start)? } else { None };
+        let State {
+            trainable,
+            mut optimizer,
+            mut progress,
+        } = match resumed {
+            Some(state) => state,
+            None => self.begin(start)?,
         };
-        let mut optimizer = AdamW::new(trainable.parameters()?, self.schedules.adamw)?;
-        if let Some(path) = &checkpoint {
-            checkpoint::restore_optimizer(path, &mut optimizer)?;
-        }
         let mut log = self.open_log(progress.step)?;
         let steps = self.steps();
         let (begun, seconds_before) = (Instant::now(), progress.seconds);
@@ -168,20 +182,60 @@ impl Trainer<'_> {
             let json = serde_json::to_string(&line).map_err(|error| TrainError::Setting(error.to_string()))?;
             let path = self.log_path();
             writeln!(log, "{json}").map_err(TrainError::io(&path))?;
-            let go_on = report(&line);
+            let go_on = observer.step(&line);
             if progress.step < steps && (!go_on || saved.elapsed() >= self.checkpoint_every) {
-                checkpoint::save(self.run, &progress, &trainable, &optimizer)?;
+                observer.checkpoint(&checkpoint::save(self.run, &progress, &trainable, &optimizer)?);
                 saved = Instant::now();
                 if !go_on {
                     return Ok(None);
                 }
             }
         }
-        checkpoint::save(self.run, &progress, &trainable, &optimizer)?;
+        observer.checkpoint(&checkpoint::save(self.run, &progress, &trainable, &optimizer)?);
         let folder = self.run.join(trainable.folder_name());
         fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
         trainable.save(&folder, self.save_dtype)?;
         Ok(Some(folder))
+    }
+
+    fn begin<'b>(&self, start: Start<'b>) -> Result<State<'b>, TrainError> {
+        let trainable = start.begin(self.schedules.seed)?;
+        Ok(State {
+            optimizer: AdamW::new(trainable.parameters()?, self.schedules.adamw)?,
+            trainable,
+            progress: Progress::new(self.settings.clone()),
+        })
+    }
+
+    /// The newest checkpoint that can be read. One that was damaged, say by a full disk, costs the steps since the one before it.
+    fn resume<'b>(&self, start: &Start<'b>) -> Result<Option<State<'b>>, TrainError> {
+        let checkpoints = checkpoint::list(self.run)?;
+        for folder in checkpoints.iter().rev() {
+            match self.restore(start, folder) {
+                Ok(state) => return Ok(Some(state)),
+                // It is whole, but another run's: no older one would be this run's.
+                Err(error @ TrainError::Checkpoint { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(checkpoint = %folder.display(), %error, "a checkpoint is damaged; trying the one before it");
+                }
+            }
+        }
+        if !checkpoints.is_empty() {
+            tracing::warn!(run = %self.run.display(), "no checkpoint can be read; beginning at the first step");
+        }
+        Ok(None)
+    }
+
+    fn restore<'b>(&self, start: &Start<'b>, folder: &Path) -> Result<State<'b>, TrainError> {
+        let progress = checkpoint::progress(folder, &self.settings)?;
+        let trainable = start.resume(folder)?;
+        let mut optimizer = AdamW::new(trainable.parameters()?, self.schedules.adamw)?;
+        checkpoint::restore_optimizer(folder, &mut optimizer)?;
+        Ok(State {
+            trainable,
+            optimizer,
+            progress,
+        })
     }
 
     /// The loss of one batch and its gradients.
@@ -230,6 +284,13 @@ impl Trainer<'_> {
             .open(&path)
             .map_err(TrainError::io(&path))
     }
+}
+
+/// What a run carries from step to step.
+struct State<'a> {
+    trainable: Trainable<'a>,
+    optimizer: AdamW,
+    progress: Progress,
 }
 
 /// The batches of the run by number, an epoch at a time. Numbers asked for never fall.

@@ -35,7 +35,7 @@ impl Run<'_> {
                     config: self.config(),
                 },
                 resume,
-                |report| {
+                |report: &StepReport| {
                     reports.push(report.clone());
                     report.step != stop
                 },
@@ -152,11 +152,56 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
                 config: run.config(),
             },
             true,
-            |_| true,
+            |_: &StepReport| true,
         )
         .unwrap_err()
         .to_string();
     assert!(error.contains("(name)"), "{error}");
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_the_steps_since_the_one_before_it() {
+    with_two_threads(|| {
+        let (decoder, sets, schedules) = (tiny::tied(), tiny::sets(30, 90), tiny::schedules());
+        let run = |folder: &Path, resume: bool, stop: usize| {
+            Run {
+                decoder: &decoder,
+                sets: &sets,
+                schedules: &schedules,
+                folder,
+            }
+            .go(resume, stop)
+        };
+        let unbroken = tempfile::tempdir().unwrap();
+        let (_, adapter) = run(unbroken.path(), false, usize::MAX);
+        type Damage = fn(&Path) -> std::io::Result<()>;
+        let damages: [(&str, Damage); 4] = [
+            ("optimizer.safetensors", |file| fs::remove_file(file)),
+            ("optimizer.safetensors", |file| {
+                fs::File::options().write(true).open(file)?.set_len(100)
+            }),
+            ("adapter_model.safetensors", |file| fs::write(file, "")),
+            ("progress.json", |file| fs::write(file, "{")),
+        ];
+        for (name, damage) in damages {
+            let broken = tempfile::tempdir().unwrap();
+            run(broken.path(), false, 2);
+            run(broken.path(), true, 5);
+            let checkpoint = |step: u32| broken.path().join(format!("checkpoints/step-{step:08}"));
+            damage(&checkpoint(5).join(name)).unwrap();
+            let (reports, _) = run(broken.path(), true, 3);
+            assert_eq!(reports[0].step, 3, "{name}");
+            // The damaged one is still the newest.
+            let (reports, resumed) = run(broken.path(), true, usize::MAX);
+            assert_eq!(reports[0].step, 4, "{name}");
+            assert_eq!(resumed, adapter, "{name}");
+        }
+        let broken = tempfile::tempdir().unwrap();
+        run(broken.path(), false, 2);
+        fs::remove_file(broken.path().join("checkpoints/step-00000002/progress.json")).unwrap();
+        let (reports, resumed) = run(broken.path(), true, usize::MAX);
+        assert_eq!((reports[0].step, resumed), (1, adapter), "none is left");
+    });
 }
 
 #[test]

@@ -33,7 +33,7 @@ pub struct App {
     /// The rewriter in it.
     pub rewriter: Arc<FakeRewriter>,
     /// Database and store; gone with the application.
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -67,6 +67,7 @@ impl App {
         let db = Database::open(None, folder.path()).await.unwrap();
         let store = Store::open(None, folder.path()).unwrap();
         let mut backend = Backend::new(db, store, "fake");
+        backend.datasets = backend.datasets.with_folder(folder.path().join("uploads"));
         change(&mut backend);
         let metrics = Metrics::new(limits.max_concurrent_requests).unwrap();
         let state = AppState::new(limits, Policy::default(), Arc::new(metrics), backend);
@@ -75,8 +76,13 @@ impl App {
             router,
             state,
             rewriter: fake::parts().0,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// Where database and store are.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Sends a request.

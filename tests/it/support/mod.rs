@@ -1,4 +1,6 @@
 //! What the tests share.
 
 pub mod app;
+pub mod databases;
 pub mod fake;
+pub mod proxy;

@@ -1,0 +1,219 @@
+//! The hyperparameters of a training job, as `POST /train` has them.
+
+use utoipa::ToSchema;
+
+use super::fields::Fields;
+use crate::{
+    jobs::request::{Hyperparameters, ObjectiveName},
+    model::lora::MODULES,
+};
+
+/// Settings of a training run, all optional; what is absent has the default.
+#[derive(Debug, ToSchema)]
+#[schema(example = json!({ "epochs": 1, "learning_rate": 0.0002, "lora_rank": 16 }))]
+#[allow(dead_code, reason = "what `read` reads, for the OpenAPI document")]
+pub struct HyperparametersBody {
+    /// A set of defaults by name. `rewriter` is the only one: contrastive perplexity conditioned on the rewrite prompt.
+    #[schema(example = "rewriter")]
+    preset: Option<String>,
+    /// Version to start from, `name@version`; its rank, scale and modules are kept.
+    #[schema(example = "default@1")]
+    init_adapter: Option<String>,
+    /// Passes over the data.
+    #[schema(exclusive_minimum = 0, maximum = 100_000, default = 1)]
+    epochs: Option<f64>,
+    /// Stops after so many steps.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    max_steps: Option<u64>,
+    /// Most tokens in a packed batch.
+    #[schema(minimum = 16, maximum = 65536, default = 2048)]
+    batch_tokens: Option<u64>,
+    /// Batches a step.
+    #[schema(minimum = 1, maximum = 1024, default = 1)]
+    gradient_accumulation: Option<u64>,
+    /// Peak learning rate.
+    #[schema(exclusive_minimum = 0, maximum = 1, default = 0.0002)]
+    learning_rate: Option<f64>,
+    /// Steps to reach it.
+    #[schema(minimum = 0, maximum = 1_000_000, default = 30)]
+    warmup_steps: Option<u64>,
+    /// What follows: `cosine`, `linear` or `constant`.
+    #[schema(default = "cosine")]
+    schedule: Option<String>,
+    /// Seed of everything random.
+    #[schema(minimum = 0, default = 1)]
+    seed: Option<u64>,
+    /// Rank of a new adapter.
+    #[schema(minimum = 1, maximum = 256, default = 16)]
+    lora_rank: Option<u64>,
+    /// A new adapter's updates are scaled by alpha / rank.
+    #[schema(exclusive_minimum = 0, maximum = 4096, default = 32)]
+    lora_alpha: Option<f64>,
+    /// Modules a new adapter updates: of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`; all without it.
+    target_modules: Option<Vec<String>>,
+    /// Longest prompt with its rewrite, in tokens; longer examples are left out.
+    #[schema(minimum = 16, maximum = 8192, default = 256)]
+    max_tokens: Option<u64>,
+    /// Most positives a set (|P|).
+    #[schema(minimum = 1, maximum = 64, default = 4)]
+    num_positives: Option<u64>,
+    /// Most negatives a set (|N|); none are used by `sft`.
+    #[schema(minimum = 1, maximum = 64, default = 6)]
+    num_negatives: Option<u64>,
+    /// What is compared: `perplexity`, or its logarithm, `log_perplexity`.
+    #[schema(default = "log_perplexity")]
+    phi: Option<String>,
+    /// How the distance d of phi from the prototype becomes similarity: `paper` exp(-|d|) / tau, `symmetric` exp(-|d| / tau),
+    /// `directed` exp(-d / tau) for negatives.
+    #[schema(default = "directed")]
+    similarity: Option<String>,
+    /// Negatives so far above the prototype are left alone (`directed`).
+    #[schema(minimum = 0, maximum = 1000, default = 1)]
+    margin: Option<f64>,
+    /// Temperature.
+    #[schema(exclusive_minimum = 0, maximum = 1000, default = 0.3)]
+    tau: Option<f64>,
+    /// Weight of the negatives.
+    #[schema(minimum = 0, maximum = 1000, default = 1)]
+    alpha: Option<f64>,
+    /// The prototype is a constant for the gradient.
+    #[schema(default = false)]
+    detach_prototype: Option<bool>,
+    /// Weight of the contrastive term.
+    #[schema(minimum = 0, maximum = 1000, default = 0.75)]
+    cp_weight: Option<f64>,
+    /// Weight of the likelihood of the positives.
+    #[schema(minimum = 0, maximum = 1000, default = 1)]
+    sft_weight: Option<f64>,
+}
+
+/// Reads them; what is wrong is noted in `fields`.
+pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyperparameters {
+    unsupported(fields);
+    let read = Hyperparameters {
+        init_adapter: fields.text("init_adapter"),
+        epochs: fields.number("epochs", "above 0, at most 100000", |n| n > 0.0 && n <= 100_000.0),
+        max_steps: fields.count("max_steps", 1..=1_000_000),
+        batch_tokens: fields.count("batch_tokens", 16..=65_536),
+        gradient_accumulation: fields.count("gradient_accumulation", 1..=1024),
+        learning_rate: fields.number("learning_rate", "above 0, at most 1", |n| n > 0.0 && n <= 1.0),
+        warmup_steps: fields.count("warmup_steps", 0..=1_000_000),
+        schedule: word(fields, "schedule", &["cosine", "linear", "constant"]),
+        seed: fields.whole("seed", 0..=i64::MAX).map(i64::unsigned_abs),
+        lora_rank: fields.count("lora_rank", 1..=max_rank),
+        lora_alpha: fields.number("lora_alpha", "above 0, at most 4096", |n| n > 0.0 && n <= 4096.0),
+        target_modules: fields.words("target_modules", &MODULES),
+        max_tokens: fields.count("max_tokens", 16..=8192),
+        num_positives: fields.count("num_positives", 1..=64),
+        num_negatives: fields.count("num_negatives", 1..=64),
+        phi: word(fields, "phi", &["perplexity", "log_perplexity"]),
+        similarity: word(fields, "similarity", &["paper", "symmetric", "directed"]),
+        margin: weight(fields, "margin"),
+        tau: fields.number("tau", "above 0, at most 1000", |n| n > 0.0 && n <= 1000.0),
+        alpha: weight(fields, "alpha"),
+        detach_prototype: fields.truth("detach_prototype"),
+        cp_weight: weight(fields, "cp_weight"),
+        sft_weight: weight(fields, "sft_weight"),
+    };
+    if objective == ObjectiveName::Cp && read.cp_weight == Some(0.0) && read.sft_weight == Some(0.0) {
+        fields.error(
+            "cp_weight",
+            "must not be 0 together with sft_weight: nothing would be trained",
+        );
+    }
+    if read.init_adapter.is_some() {
+        for (name, given) in [
+            ("lora_rank", read.lora_rank.is_some()),
+            ("lora_alpha", read.lora_alpha.is_some()),
+            ("target_modules", read.target_modules.is_some()),
+        ] {
+            if given {
+                fields.error(name, "can't be given with init_adapter, whose own is kept");
+            }
+        }
+    }
+    read
+}
+
+/// What other trainers have, and this one does not.
+fn unsupported(fields: &mut Fields) {
+    let preset = fields.text("preset");
+    if preset.is_some_and(|preset| preset != "rewriter") {
+        fields.error("preset", "is not supported by this version; supported: rewriter");
+    }
+    fields.refuse(
+        "batch_size",
+        "is not supported by this version; a batch is packed up to batch_tokens",
+    );
+    fields.refuse(
+        "lora_dropout",
+        "is not supported by this version; adapters are trained without dropout",
+    );
+    fields.refuse(
+        "beta",
+        "is not supported by this version; it belongs to the objectives dpo and simpo",
+    );
+}
+
+fn word(fields: &mut Fields, name: &str, words: &[&str]) -> Option<String> {
+    fields.word(name, words).map(str::to_owned)
+}
+
+fn weight(fields: &mut Fields, name: &str) -> Option<f64> {
+    fields.number(name, "from 0 to 1000", |n| (0.0..=1000.0).contains(&n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use utoipa::PartialSchema;
+
+    /// The document names what is read, and the other way round.
+    #[test]
+    fn the_schema_has_the_fields_that_are_read() {
+        let schema = serde_json::to_value(HyperparametersBody::schema()).unwrap();
+        let documented: BTreeSet<&str> = schema["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|name| &**name)
+            .collect();
+        for name in documented.iter().filter(|name| **name != "preset") {
+            // A value of no field's type: a field that is read is refused by its type, another one by its name.
+            let mut fields = Fields::of(serde_json::json!({ *name: {} })).unwrap();
+            read(&mut fields, ObjectiveName::Cp, 256);
+            let problem = fields.finish(Some(())).unwrap_err();
+            assert!(!problem.detail.contains("no field"), "{name}: {}", problem.detail);
+        }
+        let every = Hyperparameters {
+            init_adapter: Some(String::new()),
+            epochs: Some(1.0),
+            max_steps: Some(1),
+            batch_tokens: Some(1),
+            gradient_accumulation: Some(1),
+            learning_rate: Some(1.0),
+            warmup_steps: Some(1),
+            schedule: Some(String::new()),
+            seed: Some(1),
+            lora_rank: Some(1),
+            lora_alpha: Some(1.0),
+            target_modules: Some(Vec::new()),
+            max_tokens: Some(1),
+            num_positives: Some(1),
+            num_negatives: Some(1),
+            phi: Some(String::new()),
+            similarity: Some(String::new()),
+            margin: Some(1.0),
+            tau: Some(1.0),
+            alpha: Some(1.0),
+            detach_prototype: Some(true),
+            cp_weight: Some(1.0),
+            sft_weight: Some(1.0),
+        };
+        let every = serde_json::to_value(every).unwrap();
+        let mut kept: BTreeSet<&str> = every.as_object().unwrap().keys().map(|name| &**name).collect();
+        kept.insert("preset");
+        assert_eq!(documented, kept);
+    }
+}
