@@ -78,6 +78,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
         Command::Worker(args) => in_runtime(worker(*args)),
+        Command::Jobs(args) => cli::jobs::run(args),
+        Command::Adapter(args) => cli::adapter::run(args),
+        Command::Dataset(args) => cli::dataset::run(args),
+        Command::Key(args) => in_runtime(cli::key::run(*args)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
             telemetry::init(&LogConfig::try_from(args.log.clone())?);
