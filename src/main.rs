@@ -10,10 +10,11 @@ use detoxd::{
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
     db::Database,
     http::{AppState, Backend, openapi, server},
+    jobs::JobMetrics,
     metrics::Metrics,
     shutdown,
     store::Store,
-    telemetry,
+    tasks, telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -87,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             cli::train::run(*args)
         }
         Command::Evaluate(args) => in_runtime(evaluate(*args)),
+        Command::Health(args) => cli::health::run(&args),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),
@@ -121,6 +123,8 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     backend.max_dataset_bytes = config.storage.max_dataset_bytes;
     backend.max_attempts = config.jobs.max_attempts;
     backend.max_adapter_rank = u32::try_from(config.adapters.max_rank).unwrap_or(u32::MAX);
+    let job_metrics = JobMetrics::new(metrics.registry())?;
+    tokio::spawn(tasks::observe::run(backend.jobs.clone(), job_metrics, stop.clone()));
     let state = AppState::new(config.server.limits, config.policy, metrics, backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(

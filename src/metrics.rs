@@ -43,12 +43,7 @@ impl Metrics {
     /// # Errors
     /// When a name is used twice: a mistake in this file.
     pub fn new(capacity: usize) -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let build = register(
-            &registry,
-            IntGaugeVec::new(Opts::new("detoxd_build_info", "Version of this program."), &["version"])?,
-        )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let registry = of_process()?;
         register(
             &registry,
             IntGauge::new(
@@ -57,8 +52,6 @@ impl Metrics {
             )?,
         )?
         .set(i64::try_from(capacity).unwrap_or(i64::MAX));
-        #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Self {
             requests: register(
                 &registry,
@@ -205,8 +198,32 @@ impl Metrics {
     /// # Errors
     /// When a metric can't be written.
     pub fn render(&self) -> Result<String, prometheus::Error> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        render(&self.registry)
     }
+}
+
+/// A registry with what every process of this program shows: its version, memory, processor time, files.
+///
+/// # Errors
+/// When a name is used twice: a mistake in this file.
+pub fn of_process() -> Result<Registry, prometheus::Error> {
+    let registry = Registry::new();
+    let build = register(
+        &registry,
+        IntGaugeVec::new(Opts::new("detoxd_build_info", "Version of this program."), &["version"])?,
+    )?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    #[cfg(target_os = "linux")]
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    Ok(registry)
+}
+
+/// All metrics of a registry as Prometheus' text format.
+///
+/// # Errors
+/// When a metric can't be written.
+pub fn render(registry: &Registry) -> Result<String, prometheus::Error> {
+    TextEncoder::new().encode_to_string(&registry.gather())
 }
 
 fn seconds(name: &str, help: &str) -> HistogramOpts {

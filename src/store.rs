@@ -9,14 +9,19 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::io::AsyncWriteExt;
+
+/// How long a request to a service that fails is tried again: about as long as the service restarts, and less than a worker's
+/// patience with its lease.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A handle on the store. Cheap to clone.
 #[derive(Clone)]
@@ -71,25 +76,42 @@ impl StoreError {
         if is_full(reason) {
             return Self::Full { key };
         }
-        Self::Failed {
-            key,
-            reason: reason.to_string(),
-        }
+        let reason = if any_cause(reason, &is_denial) {
+            // What the service says of it quotes the key's id.
+            "access denied; see AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy".to_owned()
+        } else {
+            reason.to_string()
+        };
+        Self::Failed { key, reason }
     }
 }
 
 /// Whether an error comes from a disk, or a quota on it, that is used up.
 pub fn is_full(error: &(dyn Error + 'static)) -> bool {
+    any_cause(error, &|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|io| matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    })
+}
+
+fn is_denial(error: &(dyn Error + 'static)) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
+    )
+}
+
+fn any_cause(error: &(dyn Error + 'static), test: &dyn Fn(&(dyn Error + 'static)) -> bool) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-                return true;
-            }
-            // What an I/O error wraps is not its source: that is the wrapped one's.
-            if io.get_ref().is_some_and(|wrapped| is_full(wrapped)) {
-                return true;
-            }
+        if test(error) {
+            return true;
+        }
+        // What an I/O error wraps is not its source: that is the wrapped one's.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if wrapped.is_some_and(|wrapped| any_cause(wrapped, test)) {
+            return true;
         }
         next = error.source();
     }
@@ -108,9 +130,23 @@ impl Store {
     /// # Errors
     /// When the address is not understood or the folder can't be made. Whether a bucket is there shows with the first object.
     pub fn open(url: Option<&str>, data_dir: &Path) -> Result<Self, StoreError> {
+        let variables =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Self::open_with(url, data_dir, variables)
+    }
+
+    /// The same, with these `AWS_…` variables.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        url: Option<&str>,
+        data_dir: &Path,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, StoreError> {
         match url {
             None => Self::folder(&data_dir.join("store")),
-            Some(url) if url.starts_with("s3://") => Self::bucket(url),
+            Some(url) if url.starts_with("s3://") => Self::bucket(url, variables),
             Some(url) => match url.strip_prefix("file://") {
                 Some(folder) => Self::folder(Path::new(folder)),
                 None => Err(StoreError::Open {
@@ -138,7 +174,7 @@ impl Store {
         })
     }
 
-    fn bucket(url: &str) -> Result<Self, StoreError> {
+    fn bucket(url: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, StoreError> {
         // The library behind it asks for a provider by name; the first call counts and there is but one in the program.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let failed = |error: object_store::Error| StoreError::Open {
@@ -147,7 +183,22 @@ impl Store {
                 "{error}; see AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ALLOW_HTTP"
             ),
         };
-        let store = AmazonS3Builder::from_env().with_url(url).build().map_err(failed)?;
+        let mut builder = AmazonS3Builder::new().with_retry(RetryConfig {
+            max_retries: 5,
+            retry_timeout: PATIENCE,
+            ..RetryConfig::default()
+        });
+        for (name, value) in variables {
+            // Others of that prefix are other programs'.
+            if let Some(key) = name
+                .starts_with("AWS_")
+                .then(|| name.to_ascii_lowercase().parse().ok())
+                .flatten()
+            {
+                builder = builder.with_config(key, value);
+            }
+        }
+        let store = builder.with_url(url).build().map_err(failed)?;
         let prefix = url
             .trim_start_matches("s3://")
             .split_once('/')
@@ -188,16 +239,14 @@ impl Store {
     /// As there.
     pub async fn put_open_file(&self, key: &str, mut source: tokio::fs::File) -> Result<(), StoreError> {
         let mut writer = BufWriter::new(self.inner.clone(), Key::from(key));
-        let copied = async {
-            tokio::io::copy(&mut source, &mut writer).await?;
-            writer.shutdown().await
-        };
-        if let Err(error) = copied.await {
+        let failed = |error: io::Error| StoreError::failed(key, &error);
+        if let Err(error) = tokio::io::copy(&mut source, &mut writer).await {
             // What was uploaded in part must not be paid for.
             let _ = writer.abort().await;
-            return Err(StoreError::failed(key, &error));
+            return Err(failed(error));
         }
-        Ok(())
+        // A writer whose shutdown failed must not be aborted: that panics. The service removes what is left of it by its own rules.
+        writer.shutdown().await.map_err(failed)
     }
 
     /// The bytes under a key.

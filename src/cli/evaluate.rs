@@ -235,7 +235,7 @@ fn evaluator(args: &EvaluateArgs, parts: &Parts) -> anyhow::Result<Evaluator> {
     let rewriter = LanguageModelRewriter::new(
         parts.engine.clone(),
         parts.tokenizer.clone(),
-        parts.prompt.clone(),
+        parts.prompt,
         &*parts.name,
     );
     Ok(Evaluator {
@@ -260,13 +260,15 @@ fn progress_bar() -> ProgressBar {
     }
 }
 
+type Figure = (&'static str, fn(&Metrics) -> f64);
+
 /// For people.
 fn table(comparison: &Comparison) -> String {
     let Comparison {
         candidate, baseline, ..
     } = comparison;
     let mut lines = vec![row("", &candidate.adapter, &baseline.adapter)];
-    let figures: [(&str, fn(&Metrics) -> f64); 8] = [
+    let figures: [Figure; 8] = [
         ("toxicity rate", |metrics| metrics.toxicity_rate),
         ("toxicity", |metrics| metrics.toxicity),
         ("similarity", |metrics| metrics.similarity),

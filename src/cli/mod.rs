@@ -7,6 +7,7 @@ pub mod compose;
 pub mod dataset;
 pub mod evaluate;
 pub mod generate;
+pub mod health;
 pub mod jobs;
 pub mod key;
 pub mod model;
@@ -59,6 +60,8 @@ pub enum Command {
     Train(Box<train::TrainArgs>),
     /// Compare two adapters on held-back examples.
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Ask a running process how it is.
+    Health(health::HealthArgs),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.

@@ -1,5 +1,6 @@
 //! `detoxd worker`: runs training jobs from the queue in a process of its own. `serve` runs the same worker inside its own.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,11 +14,14 @@ use crate::config::{
 };
 use crate::datasets::Datasets;
 use crate::db::Database;
+use crate::http::operations;
 use crate::jobs::child::Program;
 use crate::jobs::worker::{BaseError, Bases};
-use crate::jobs::{Queue, TickOutcome, Worker};
+use crate::jobs::{JobMetrics, Queue, TickOutcome, Worker};
+use crate::metrics;
 use crate::model::catalogue::Catalogue;
 use crate::store::Store;
+use crate::tasks::observe;
 
 /// Runs training jobs from the queue, one at a time. On SIGTERM or ctrl-c the job it is at is handed back to the queue from where it
 /// stands.
@@ -26,6 +30,9 @@ pub struct WorkerArgs {
     /// Runs the next job and ends; without one that is due it ends at once. The exit code says nothing about the job.
     #[arg(long)]
     once: bool,
+    /// Address on which `/metrics` and `/health/live` answer; none without it.
+    #[arg(long, env = "DETOXD_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
     /// Where jobs, data and adapters are kept.
     #[command(flatten)]
     storage: StorageSettings,
@@ -48,9 +55,10 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<()
     let storage = StorageConfig::try_from(args.storage)?;
     let db = Database::open(storage.database_url.as_deref(), &storage.data_dir).await?;
     let store = Store::open(storage.store.as_deref(), &storage.data_dir)?;
+    let queue = Queue::new(db.clone());
     let worker = build(
         (
-            Queue::new(db.clone()),
+            queue.clone(),
             Datasets::new(db.clone(), store.clone()),
             Registry::new(db, store),
         ),
@@ -59,6 +67,17 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<()
         ModelConfig::try_from(args.model)?,
         LogConfig::try_from(args.log)?,
     )?;
+    let registry = metrics::of_process()?;
+    let job_metrics = JobMetrics::new(&registry)?;
+    let worker = worker.with_metrics(job_metrics.clone());
+    if let Some(address) = args.metrics_listen {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}; choose another with --metrics-listen"))?;
+        tracing::info!(address = %listener.local_addr()?, "metrics");
+        tokio::spawn(operations::serve(listener, registry, stop.clone()));
+        tokio::spawn(observe::run(queue, job_metrics, stop.clone()));
+    }
     if !args.once {
         tracing::info!("waiting for jobs");
         worker.run(stop).await;

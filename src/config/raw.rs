@@ -57,6 +57,9 @@ pub struct ServerSettings {
     /// own `timeout_ms` can only shorten it.
     #[arg(long, env = "DETOXD_TIMEOUT", value_name = "DURATION", default_value = "30s")]
     pub timeout: String,
+    /// Time that the model may have work and make no step before `/health/live` answers 503: more than its longest step takes.
+    #[arg(long, env = "DETOXD_MAX_STALL", value_name = "DURATION", default_value = "60s")]
+    pub max_stall: String,
     /// Time that running requests get to finish after SIGTERM or ctrl-c.
     #[arg(
         long,

@@ -26,6 +26,8 @@ pub struct Limits {
     pub max_concurrent_requests: usize,
     /// Time a request may take.
     pub timeout: Duration,
+    /// Time the model may have work and make no step before `/health/live` says no.
+    pub max_stall: Duration,
 }
 
 impl Default for Limits {
@@ -35,6 +37,7 @@ impl Default for Limits {
             max_body_bytes: 2 * 1024 * 1024,
             max_concurrent_requests: 64,
             timeout: Duration::from_secs(30),
+            max_stall: Duration::from_secs(60),
         }
     }
 }
@@ -49,6 +52,7 @@ impl TryFrom<ServerSettings> for ServerConfig {
             max_concurrent_requests: at_least_one("max_concurrent_requests", raw.max_concurrent_requests)?
                 .min(tokio::sync::Semaphore::MAX_PERMITS),
             timeout: time("timeout", &raw.timeout)?,
+            max_stall: time("max_stall", &raw.max_stall)?,
         };
         Ok(Self {
             listen: raw.listen,

@@ -1,12 +1,12 @@
 //! What the rest of the service holds of the engine.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::activity::Activity;
 use super::sampling::Sampling;
 use super::scheduler::Scheduler;
 use crate::model::Decoder;
@@ -131,7 +131,7 @@ pub(super) enum Command {
 #[derive(Clone)]
 pub struct Engine {
     commands: SyncSender<Command>,
-    steps: Arc<AtomicU64>,
+    activity: Activity,
     decoder: Arc<Decoder>,
 }
 
@@ -143,13 +143,13 @@ impl Engine {
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig) -> Result<Self, EngineError> {
         let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
         let (commands, receiver) = sync_channel(config.max_waiting.max(1));
-        let steps = Arc::new(AtomicU64::new(0));
+        let activity = Activity::new().map_err(|error| failed(&error))?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads.max(1))
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|error| failed(&error))?;
-        let scheduler = Scheduler::new(decoder.clone(), config, steps.clone());
+        let scheduler = Scheduler::new(decoder.clone(), config, activity.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             // The loop itself runs on a thread of the pool: products called from outside would wait for a wake-up each.
@@ -157,7 +157,7 @@ impl Engine {
             .map_err(|error| failed(&error))?;
         Ok(Self {
             commands,
-            steps,
+            activity,
             decoder,
         })
     }
@@ -204,9 +204,14 @@ impl Engine {
         answer.await.unwrap_or(Err(EngineError::Stopped))
     }
 
-    /// Steps made so far: a health check can tell from it whether the engine makes progress.
+    /// Steps made so far.
     pub fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed)
+        self.activity.steps()
+    }
+
+    /// What it counts, and whether it makes progress.
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// The model it runs.
@@ -226,9 +231,14 @@ impl Engine {
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
-        self.commands.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => EngineError::Overloaded,
-            TrySendError::Disconnected(_) => EngineError::Stopped,
+        // Counted first: the engine may have taken it before this returns.
+        self.activity.submitted();
+        self.commands.try_send(command).map_err(|error| {
+            self.activity.received();
+            match error {
+                TrySendError::Full(_) => EngineError::Overloaded,
+                TrySendError::Disconnected(_) => EngineError::Stopped,
+            }
         })
     }
 }

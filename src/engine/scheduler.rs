@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use candle_core::{Result, Tensor};
 
+use super::activity::Activity;
 use super::handle::{Command, EngineConfig, EngineError, LikelihoodRequest};
 use super::sequence::{Group, State};
 use crate::model::Decoder;
@@ -19,7 +19,7 @@ use crate::model::ops::{Target, with_values};
 pub(super) struct Scheduler {
     decoder: Arc<Decoder>,
     config: EngineConfig,
-    steps: Arc<AtomicU64>,
+    activity: Activity,
     groups: VecDeque<Group>,
 }
 
@@ -31,11 +31,11 @@ struct Row {
 }
 
 impl Scheduler {
-    pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, steps: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, activity: Activity) -> Self {
         Self {
             decoder,
             config,
-            steps,
+            activity,
             groups: VecDeque::new(),
         }
     }
@@ -47,17 +47,20 @@ impl Scheduler {
                 return;
             }
             self.drop_unwanted();
+            self.tell();
             if self.groups.is_empty() {
                 continue;
             }
+            let (started, sequences) = (Instant::now(), self.sequences());
             if let Err(error) = self.step() {
                 tracing::error!(%error, "the model failed; every request of the batch gets an error");
                 for group in self.groups.drain(..) {
                     group.fail(EngineError::Failed(error.to_string()));
                 }
             }
-            self.steps.fetch_add(1, Ordering::Relaxed);
+            self.activity.stepped(sequences, started.elapsed());
             self.answer();
+            self.tell();
         }
     }
 
@@ -96,18 +99,39 @@ impl Scheduler {
                         self.groups
                             .push_back(Group::admit(*generation, submitted, reply, self.decoder.config()));
                     }
+                    self.activity.received();
                 }
                 Command::Likelihood(request, reply) => {
                     if !reply.is_closed() {
+                        let started = Instant::now();
                         let answer = self
                             .likelihood(&request)
                             .map_err(|error| EngineError::Failed(error.to_string()));
                         let _ = reply.send(answer);
-                        self.steps.fetch_add(1, Ordering::Relaxed);
+                        self.activity.stepped(1, started.elapsed());
                     }
+                    self.activity.received();
                 }
             }
         }
+    }
+
+    fn tell(&self) {
+        let cached = self.groups.iter().map(Group::cached_tokens).sum();
+        self.activity
+            .batch(self.groups.len(), cached, self.config.max_cached_tokens);
+    }
+
+    /// Sequences of the next step: new prompts and running candidates.
+    fn sequences(&self) -> usize {
+        let of = |group: &Group| {
+            let running = group
+                .candidates
+                .iter()
+                .filter(|candidate| candidate.state == State::Running);
+            usize::from(group.prompt.is_some()) + running.count()
+        };
+        self.groups.iter().map(of).sum()
     }
 
     /// Lets go of requests whose client has left or whose deadline has passed.

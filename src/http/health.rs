@@ -6,9 +6,13 @@ use axum::{Json, extract::State};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{problem::Problem, state::AppState};
+use super::{
+    problem::{Problem, Reason},
+    state::AppState,
+};
+use crate::engine::Activity;
 
-/// The process is up.
+/// The process gets on with its work.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Live {
     /// Always `live`.
@@ -27,17 +31,32 @@ pub struct Ready {
     adapter: String,
 }
 
-/// Is the process up?
+/// Does the process get on with its work?
 ///
-/// Restart it when this fails.
+/// Restart it when this fails: there is work for the model, and it has made no step for too long (`--max-stall`, a minute by default). Loading the model is no failure.
 #[utoipa::path(
     get,
     path = "/health/live",
     tag = "operations",
-    responses((status = 200, description = "Up", body = Live))
+    responses(
+        (status = 200, description = "Up", body = Live),
+        (
+            status = 503,
+            description = "Stuck",
+            body = Problem,
+            content_type = "application/problem+json"
+        )
+    )
 )]
-pub async fn live() -> Json<Live> {
-    Json(Live { status: "live" })
+pub async fn live(State(state): State<Arc<AppState>>) -> Result<Json<Live>, Problem> {
+    let engine = state.service().ok().and_then(|service| service.detoxifier.activity());
+    match engine.and_then(Activity::stalled_for) {
+        Some(stall) if stall >= state.limits.max_stall => Err(Problem::new(
+            Reason::Stalled,
+            format!("there is work for the model and no step since {} s", stall.as_secs()),
+        )),
+        _ => Ok(Json(Live { status: "live" })),
+    }
 }
 
 /// Does the service take requests?

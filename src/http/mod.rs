@@ -18,6 +18,7 @@ mod layers;
 mod limits;
 mod metrics;
 pub mod openapi;
+pub mod operations;
 mod options;
 mod paging;
 mod path;

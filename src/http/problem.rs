@@ -96,6 +96,8 @@ pub enum Reason {
     StorageFull,
     /// Too many requests at once.
     Overloaded,
+    /// Work, and no progress.
+    Stalled,
     /// Not loaded yet.
     Starting,
     /// Told to stop.
@@ -154,6 +156,11 @@ impl Reason {
                 "overloaded",
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too many requests at once",
+            ),
+            Self::Stalled => (
+                "stalled",
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The model makes no progress",
             ),
             Self::Starting => ("starting", StatusCode::SERVICE_UNAVAILABLE, "The model is being loaded"),
             Self::Draining => (

@@ -113,6 +113,11 @@ impl AppState {
     pub fn loaded(&self, service: Service) {
         if self.service.set(service).is_err() {
             tracing::warn!("loaded a second time; the first service stays");
+            return;
+        }
+        let engine = self.service.get().and_then(|service| service.detoxifier.activity());
+        if let Some(Err(error)) = engine.map(|engine| engine.register(self.metrics.registry())) {
+            tracing::error!(%error, "the engine's metrics are not shown");
         }
     }
 

@@ -44,7 +44,7 @@ pub enum Line {
         checkpoint: String,
     },
     /// A step was made.
-    Step(Progress),
+    Step(Step),
     /// So many examples were evaluated.
     Evaluated {
         /// Examples done.
@@ -54,6 +54,17 @@ pub enum Line {
     },
     /// The result of an evaluation.
     Comparison(Box<Comparison>),
+}
+
+/// A step of the optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Step {
+    /// How far training is.
+    #[serde(flatten)]
+    pub progress: Progress,
+    /// Tokens of this step.
+    #[serde(default)]
+    pub tokens: u64,
 }
 
 /// What comes from a child next.
@@ -217,14 +228,14 @@ mod tests {
         let parse = |line: &str| serde_json::from_str::<Line>(line).unwrap();
         let step = r#"{"step":3,"steps":40,"loss":1.5,"gradient_norm":0.1,"learning_rate":0.1,"tokens":9,"tokens_per_second":600.0,
             "seconds":2.0,"eta_seconds":74.0}"#;
-        let expected = Progress {
+        let progress = Progress {
             step: 3,
             steps: 40,
             loss: 1.5,
             tokens_per_second: 600.0,
             eta_seconds: 74.0,
         };
-        assert_eq!(parse(step), Line::Step(expected));
+        assert_eq!(parse(step), Line::Step(Step { progress, tokens: 9 }));
         let checkpoint = "step-00000040".to_owned();
         assert_eq!(
             parse(r#"{"checkpoint":"step-00000040"}"#),

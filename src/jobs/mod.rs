@@ -3,6 +3,7 @@
 //! - [`job`]: a job as it is kept; [`request`]: what was asked for.
 //! - [`queue`]: the queue as clients see it; [`claims`]: as workers do. One statement a function. Whoever runs a job holds a
 //!   [`Claim`]: its writes count for as long as nobody else has claimed the job since.
+//! - [`metrics`]: what `/metrics` shows of jobs.
 //!
 //! What does not live here: training itself (`train`, in a child process), and what becomes of a version once it is registered
 //! (`adapters`).
@@ -16,6 +17,7 @@ pub mod claims;
 mod finish;
 mod heartbeat;
 pub mod job;
+pub mod metrics;
 mod prepare;
 pub mod queue;
 pub mod request;
@@ -26,6 +28,7 @@ pub mod worker;
 
 pub use claims::{Claim, ClaimError};
 pub use job::{Job, JobError, JobState, Phase, Progress};
+pub use metrics::{JobMetrics, Outcome};
 pub use queue::{JobFilter, NewJob, Queue, QueueCounts, QueueError, Submitted};
 pub use request::TrainRequest;
 pub use run::Ended;

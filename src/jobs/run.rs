@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::Uploader;
-use super::child::{self, Child, Ending, Event, Line};
+use super::child::{self, Child, Ending, Event, Line, Step};
 use super::claims::{Claim, ClaimError, Healing, Heartbeat};
-use super::finish;
+use super::finish::{self, Evaluated};
 use super::heartbeat::Heart;
 use super::job::{JobError, JobState, Phase, Progress};
+use super::metrics::Outcome;
 use super::prepare::{self, Prepared};
 use super::worker::Worker;
-use crate::evaluate::Comparison;
 
 /// How long a child gets to write a checkpoint, and that to be uploaded, when the worker is to end.
 const HAND_BACK: Duration = Duration::from_secs(20);
@@ -99,12 +99,20 @@ pub(super) struct Attempt<'a> {
 impl Attempt<'_> {
     async fn work(&self) -> Result<(), Interrupted> {
         let prepared = self.unless_interrupted(prepare::prepare(self)).await?;
+        let made = self.claim.job.progress.map_or(0, |progress| progress.step);
+        let kept = self
+            .claim
+            .job
+            .checkpoint
+            .as_ref()
+            .map_or(0, |(_, step)| step.unsigned_abs());
+        self.worker.count(|metrics| metrics.resumed(made.saturating_sub(kept)));
         self.enter(Phase::Training).await?;
         self.train(&prepared).await?;
         self.enter(Phase::Evaluating).await?;
-        let comparison = self.evaluate(&prepared).await?;
+        let evaluated = self.evaluate(&prepared).await?;
         self.enter(Phase::Registering).await?;
-        self.unless_interrupted(finish::finish(self, &prepared, comparison))
+        self.unless_interrupted(finish::finish(self, &prepared, evaluated))
             .await
     }
 
@@ -167,7 +175,8 @@ impl Attempt<'_> {
                 event = child.next() => event.map_err(io)?,
             };
             match event {
-                Event::Said(Line::Step(step)) => {
+                Event::Said(Line::Step(Step { progress: step, tokens })) => {
+                    self.worker.count(|metrics| metrics.trained(tokens));
                     progress = Some(step);
                     if recorded.elapsed() >= RECORD || step.step == step.steps {
                         recorded = Instant::now();
@@ -215,12 +224,12 @@ impl Attempt<'_> {
     }
 
     /// Compares the result with what is active, on the examples that were held back; `None` without any.
-    async fn evaluate(&self, prepared: &Prepared) -> Result<Option<Comparison>, Interrupted> {
+    async fn evaluate(&self, prepared: &Prepared) -> Result<Option<Evaluated>, Interrupted> {
         if prepared.held == 0 {
             return Ok(None);
         }
-        let arguments = self.unless_interrupted(prepare::evaluation(self, prepared)).await?;
-        let mut child = self.spawn(arguments)?;
+        let baseline = self.unless_interrupted(finish::baseline(self, prepared)).await?;
+        let mut child = self.spawn(prepare::evaluation(self, prepared, &baseline))?;
         let (mut said, mut comparison) = (None, None);
         let status = loop {
             // Left half-way it is begun again by the next worker: it takes seconds, and training is not made again.
@@ -238,7 +247,7 @@ impl Attempt<'_> {
         };
         let of_evaluation = |message: String, healing| Err(Interrupted::failed("evaluation", message, healing));
         match (child::ending(status, said), comparison) {
-            (Ending::Done, Some(comparison)) => Ok(Some(comparison)),
+            (Ending::Done, Some(comparison)) => Ok(Some(baseline.evaluated(comparison, &self.claim.job.request.name))),
             (Ending::Failed(error, healing), _) => of_evaluation(error.message, healing),
             _ => of_evaluation("the evaluation ended without a result".to_owned(), Healing::Possible),
         }
@@ -251,11 +260,13 @@ impl Attempt<'_> {
     /// Records what became of the attempt.
     async fn end(&self, worked: Result<(), Interrupted>) -> Ended {
         let id = &self.claim.job.id;
+        let released = matches!(worked, Err(Interrupted::Stopping));
         let ended = match worked {
             Ok(()) => Ended::As(JobState::Succeeded),
             Err(Interrupted::Lost) => Ended::Lost,
             Err(interrupted) => self.hand_over(interrupted).await,
         };
+        self.count(ended, released);
         let is_over = match ended {
             Ended::As(state) => {
                 tracing::info!(job = id, %state, "job ended here");
@@ -270,6 +281,23 @@ impl Attempt<'_> {
             tracing::warn!(job = id, %error, "the run's folder stays");
         }
         ended
+    }
+
+    fn count(&self, ended: Ended, released: bool) {
+        let outcome = match ended {
+            Ended::As(JobState::Succeeded) => Outcome::Succeeded,
+            Ended::As(JobState::Cancelled) => Outcome::Cancelled,
+            Ended::As(JobState::Queued | JobState::Running) if released => Outcome::Released,
+            Ended::As(JobState::Queued | JobState::Running) => Outcome::Retried,
+            Ended::As(JobState::Failed) => Outcome::Failed,
+            Ended::Lost => Outcome::Lost,
+        };
+        self.worker.count(|metrics| {
+            metrics.attempt_ended(outcome);
+            if outcome == Outcome::Lost {
+                metrics.lease_lost();
+            }
+        });
     }
 
     /// Writes a state that ends the claim, for as long as it may be this worker's to write.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::child::Program;
+use super::metrics::JobMetrics;
 use super::queue::Queue;
 use super::run::{self, Ended};
 use crate::adapters::Registry;
@@ -43,6 +44,7 @@ pub struct Worker {
     pub(super) data_dir: PathBuf,
     pub(super) program: Program,
     pub(super) bases: Bases,
+    metrics: Option<JobMetrics>,
 }
 
 /// What a look at the queue led to.
@@ -74,6 +76,20 @@ impl Worker {
             data_dir,
             program,
             bases,
+            metrics: None,
+        }
+    }
+
+    /// Counts what it does.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: JobMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    pub(super) fn count(&self, what: impl FnOnce(&JobMetrics)) {
+        if let Some(metrics) = &self.metrics {
+            what(metrics);
         }
     }
 
@@ -105,7 +121,9 @@ impl Worker {
     /// # Errors
     /// When the database fails before a job is claimed.
     pub async fn tick(&self, stop: &CancellationToken) -> Result<TickOutcome, DbError> {
-        for (job, state) in self.queue.rescue().await? {
+        let rescued = self.queue.rescue().await?;
+        self.count(|metrics| metrics.rescued(rescued.len() as u64));
+        for (job, state) in rescued {
             tracing::warn!(job, %state, "its worker was not heard of");
         }
         let Some(_device) = self.lock_device() else {

@@ -17,6 +17,7 @@ use super::scorers::{OfProse, Similarity, Toxicity, similarity_of, toxicity_of};
 use super::segment::{self, Sentence};
 use super::tidy::tidy;
 use super::verify::{Source, Verifier, Weights};
+use crate::engine::Activity;
 
 /// Sentences of one text that are with the rewriter at the same time.
 const MAX_IN_FLIGHT: usize = 16;
@@ -76,6 +77,11 @@ impl Detoxifier {
     pub fn with_weights(mut self, weights: Weights) -> Self {
         self.weights = weights;
         self
+    }
+
+    /// What the engine behind the rewriter is doing; none without an engine.
+    pub fn activity(&self) -> Option<&Activity> {
+        self.rewriter.activity()
     }
 
     /// Takes one text through the pipeline. Dropping the future withdraws what is under way.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::adapters::AdapterLease;
+use crate::engine::Activity;
 
 /// A boxed future, so that rewriters can be trait objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -80,4 +81,9 @@ pub trait Rewriter: Send + Sync + 'static {
 
     /// The model's name, as the answer reports it.
     fn model(&self) -> &str;
+
+    /// What its engine is doing; none for a rewriter that has no engine.
+    fn activity(&self) -> Option<&Activity> {
+        None
+    }
 }

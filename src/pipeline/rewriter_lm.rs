@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
-use crate::engine::{Engine, EngineError, Generation, Sampling};
+use crate::engine::{Activity, Engine, EngineError, Generation, Sampling};
 use crate::model::tokenizer::TextTokenizer;
 use crate::prompt::RewritePrompt;
 
@@ -103,6 +103,10 @@ impl Rewriter for LanguageModelRewriter {
 
     fn model(&self) -> &str {
         &self.name
+    }
+
+    fn activity(&self) -> Option<&Activity> {
+        Some(self.engine.activity())
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 mod clients;
 mod evaluate;
+mod health;
 mod jobs;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");

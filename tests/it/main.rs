@@ -3,16 +3,19 @@
 
 mod bad_input;
 mod cli;
+mod database;
 mod datasets;
 mod detoxify;
 mod jobs;
 mod keys;
 mod limits;
+mod observe;
 mod operations;
 mod queue;
 mod rewrite;
 mod score;
 mod shutdown;
+mod store;
 mod stream;
 mod support;
 mod train;

@@ -1,6 +1,6 @@
 //! Health, metrics, the OpenAPI document and the pages.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use detoxd::{config::Limits, http::openapi};
 use serde_json::json;
@@ -29,6 +29,22 @@ async fn live_at_once_ready_once_loaded_and_until_drained() {
     assert_eq!(draining["type"], "urn:detoxd:problem:draining");
     app.get("/health/live").await.ok();
     app.detoxify(json!({ "text": TOXIC })).await.ok();
+}
+
+#[tokio::test]
+async fn work_without_progress_is_not_live() {
+    let app = App::with(Limits {
+        max_stall: Duration::from_millis(20),
+        ..Limits::default()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    app.get("/health/live").await.ok();
+    app.rewriter.activity.submitted();
+    app.get("/health/live").await.ok();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let stalled = app.get("/health/live").await.problem(503);
+    assert_eq!(stalled["type"], "urn:detoxd:problem:stalled");
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use detoxd::db::{Database, new_id};
 pub struct TestDatabase {
     /// The database.
     pub db: Database,
+    /// Its address.
+    pub url: String,
     kind: Kind,
 }
 
@@ -31,6 +33,7 @@ impl TestDatabase {
         let url = format!("sqlite://{}?mode=rwc", folder.path().join("detoxd.db").display());
         Self {
             db: Database::open(Some(&url), folder.path()).await.unwrap(),
+            url,
             kind: Kind::Sqlite { _folder: folder },
         }
     }
@@ -43,6 +46,7 @@ impl TestDatabase {
         let url = format!("{address}/{name}");
         Self {
             db: Database::open(Some(&url), std::path::Path::new(".")).await.unwrap(),
+            url,
             kind: Kind::Postgres {
                 server: server.to_owned(),
                 name,

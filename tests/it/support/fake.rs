@@ -10,6 +10,7 @@ use std::{
 
 use detoxd::{
     adapters::AdapterLease,
+    engine::Activity,
     pipeline::{BoxFuture, Candidate, Perplexity, PerplexityScorer, RewriteError, RewriteRequest, Rewriter, Rewrites},
 };
 use tokio::sync::Notify;
@@ -28,7 +29,6 @@ pub const FULL: &str = "The full report is late again, you stupid idiot.";
 pub const FAIL: &str = "The failed report is late again, you stupid idiot.";
 
 /// Deletes the insult.
-#[derive(Default)]
 pub struct FakeRewriter {
     /// How often it was asked to rewrite `SLOW`.
     pub started: AtomicUsize,
@@ -36,6 +36,19 @@ pub struct FakeRewriter {
     pub finish: Notify,
     /// How often the slow sentence was withdrawn.
     pub withdrawn: AtomicUsize,
+    /// Of the engine it pretends to have.
+    pub activity: Activity,
+}
+
+impl Default for FakeRewriter {
+    fn default() -> Self {
+        Self {
+            started: AtomicUsize::default(),
+            finish: Notify::default(),
+            withdrawn: AtomicUsize::default(),
+            activity: Activity::new().unwrap(),
+        }
+    }
 }
 
 struct Withdrawal<'a>(Option<&'a AtomicUsize>);
@@ -83,6 +96,10 @@ impl Rewriter for FakeRewriter {
 
     fn model(&self) -> &str {
         "fake"
+    }
+
+    fn activity(&self) -> Option<&Activity> {
+        Some(&self.activity)
     }
 }
 

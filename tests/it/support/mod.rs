@@ -3,3 +3,4 @@
 pub mod app;
 pub mod databases;
 pub mod fake;
+pub mod proxy;
