@@ -12,6 +12,7 @@ use detoxd::{
     metrics::Metrics,
     shutdown,
     store::Store,
+    tasks::follow::Follower,
     telemetry,
 };
 use tokio::net::TcpListener;
@@ -105,8 +106,10 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
     let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
     let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
-    let backend = Backend::new(db, store, config.model.model.clone());
-    let state = AppState::new(config.server.limits, config.policy, metrics, backend);
+    let mut backend = Backend::new(db, store, config.model.model.clone());
+    backend.imports = config.adapters.imports();
+    let registry = backend.registry.clone();
+    let state = AppState::new(config.server.limits, config.policy, Arc::clone(&metrics), backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; choose another with --listen",
@@ -122,19 +125,33 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         config.server.shutdown_timeout,
     ));
 
-    let model = config.model;
-    let name = model.model.clone();
-    let loading = tokio::task::spawn_blocking(move || compose::build(&model));
+    let name = config.model.model.clone();
+    let budget = config.adapters.budget();
+    let loading = tokio::spawn(compose::serve(
+        config.model,
+        registry,
+        budget,
+        Arc::clone(&metrics.adapters),
+    ));
+    let mut following = None;
     tokio::select! {
         loaded = loading => {
-            state.loaded(loaded??);
+            let service = loaded??;
+            let follower = Follower::new(Arc::clone(&service.residents), config.adapters.follow_interval);
+            state.loaded(service);
+            let run = |follower: Follower| tokio::spawn(follower.run(Arc::clone(&state.changed), stop.clone()));
+            following = follower.map(run);
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(model = name, seconds, "ready: http://{address}/");
         }
         () = stop.cancelled() => tracing::info!("told to stop before the model was loaded"),
     }
 
-    match serving.await?? {
+    let drained = serving.await??;
+    if let Some(following) = following {
+        following.await?;
+    }
+    match drained {
         server::Drained::Complete => tracing::info!("ended; every request was answered"),
         server::Drained::Cut { running } => {
             tracing::warn!(running, "ended; time was up with requests still running");

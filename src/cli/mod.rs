@@ -5,6 +5,7 @@ pub mod generate;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
+mod start;
 pub mod train;
 
 use std::ffi::OsString;

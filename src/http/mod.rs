@@ -3,6 +3,7 @@
 //! Checks, admission, deadlines and problem documents live here. What is done to a text does not:
 //! that is `pipeline`, which knows no HTTP.
 
+mod adapters;
 mod auth;
 mod body;
 mod detoxify;
@@ -48,8 +49,19 @@ fn routes(guarded: impl Fn(Routes, Scope) -> Routes) -> Routes {
     let to_use = OpenApiRouter::new()
         .routes(routes!(detoxify::detoxify))
         .routes(routes!(score::score));
-    let to_train = OpenApiRouter::new();
-    let to_administer = OpenApiRouter::new();
+    let to_train = OpenApiRouter::new()
+        .routes(routes!(adapters::list))
+        .routes(routes!(adapters::get))
+        .routes(routes!(adapters::archive))
+        .routes(routes!(adapters::compare::compare))
+        .routes(routes!(adapters::deploy::deployments));
+    let to_administer = OpenApiRouter::new()
+        .routes(routes!(adapters::import::import))
+        .routes(routes!(adapters::delete))
+        .routes(routes!(adapters::pin, adapters::unpin))
+        .routes(routes!(adapters::deploy::activate))
+        .routes(routes!(adapters::deploy::rollback))
+        .routes(routes!(adapters::deploy::traffic));
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(guarded(to_use, Scope::Use))
         .merge(guarded(to_train, Scope::Train))

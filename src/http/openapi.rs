@@ -15,6 +15,7 @@ use utoipa_swagger_ui::SwaggerUi;
     ),
     tags(
         (name = "texts", description = "Make texts milder, or score them"),
+        (name = "adapters", description = "Versions of adapters, and which of them are served"),
         (name = "operations", description = "Health and metrics"),
     )
 )]

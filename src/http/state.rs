@@ -5,19 +5,21 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use tokio::sync::Notify;
+
 use super::{
     limits::Admission,
     problem::{Problem, Reason},
 };
 use crate::{
     access::{Audit, Keys},
-    adapters::{Registry, Residents},
+    adapters::{ImportLimits, Registry, Residents},
     config::{Limits, Policy},
     datasets::Datasets,
     db::Database,
     jobs::Queue,
     metrics::Metrics,
-    pipeline::{Detoxifier, PerplexityScorer},
+    pipeline::{Detoxifier, PerplexityScorer, Shadow},
     scoring::ToxicityScorer,
     store::Store,
 };
@@ -56,6 +58,8 @@ pub struct Backend {
     pub max_attempts: u32,
     /// The base model, as answers call it: what jobs are for unless they name another.
     pub base: String,
+    /// What of adapters is imported, and from where.
+    pub imports: ImportLimits,
 }
 
 impl Backend {
@@ -71,6 +75,7 @@ impl Backend {
             max_dataset_bytes: 256 * 1024 * 1024,
             max_attempts: 3,
             base: base.into(),
+            imports: ImportLimits::default(),
         }
     }
 }
@@ -88,8 +93,14 @@ pub struct AppState {
     pub admission: Admission,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// Has another adapter answer as well, unseen.
+    pub shadow: Arc<Shadow>,
     /// What is kept.
     pub backend: Backend,
+    /// Held while an adapter is imported.
+    pub importing: Arc<tokio::sync::Mutex<()>>,
+    /// Woken when this process has changed what is to be served.
+    pub changed: Arc<Notify>,
 }
 
 impl AppState {
@@ -99,10 +110,13 @@ impl AppState {
             service: OnceLock::new(),
             draining: AtomicBool::new(false),
             admission: Admission::new(limits.max_concurrent_requests, metrics.running.clone()),
+            shadow: Shadow::new(Arc::clone(&metrics.shadow)),
             limits,
             policy,
             metrics,
             backend,
+            importing: Arc::default(),
+            changed: Arc::default(),
         })
     }
 
@@ -113,9 +127,10 @@ impl AppState {
         }
     }
 
-    /// From now on `/health/ready` says no; requests that still arrive are served.
+    /// From now on `/health/ready` says no; requests that still arrive are served, without a shadow.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.shadow.stop();
     }
 
     /// The loaded parts.
