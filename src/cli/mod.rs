@@ -1,6 +1,7 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
 pub mod adapter;
+pub mod backend;
 pub mod child;
 pub mod client;
 pub mod compose;
@@ -13,6 +14,7 @@ pub mod key;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
+mod start;
 mod table;
 pub mod train;
 mod watch;
