@@ -64,8 +64,8 @@ async fn datasets_are_kept_once_listed_in_pages_and_stay_while_needed() {
             created_by: "test".to_owned(),
         };
         // A job and the deletion of its data at once: the one or the other.
-        let (submitted, deleted) =
-            tokio::join!(queue.submit(new.clone(), &actor()), datasets.delete(&ids[0], &actor()));
+        let asker = actor();
+        let (submitted, deleted) = tokio::join!(queue.submit(new, &asker), datasets.delete(&ids[0], &asker));
         match (submitted, deleted) {
             (Ok(_), Err(DatasetError::InUse { .. })) => {}
             (Err(detoxd::jobs::QueueError::Db(error)), Ok(())) => assert!(error.is_reference(), "{error}"),
