@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod cli;
+mod dashboards;
 mod database;
 mod datasets;
 mod detoxify;
