@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoints;
 use super::claims::Healing;
-use super::finish;
+use super::finish::{self, Baseline};
 use super::request::ObjectiveName;
 use super::run::{Attempt, Interrupted};
 use super::split::split;
 use super::worker::BaseError;
 use crate::datasets::DatasetError;
+use crate::model::ModelError;
+use crate::model::fingerprint::fingerprint;
 use crate::train::TrainError;
 
 /// What the children of an attempt work on.
@@ -24,6 +26,10 @@ pub(super) struct Prepared {
     held_back: PathBuf,
     /// Their number.
     pub held: u64,
+    /// Of the base model.
+    pub fingerprint: String,
+    /// Of the dataset.
+    pub dataset_sha256: String,
     /// Folder of the adapter to start from.
     init: Option<PathBuf>,
 }
@@ -46,14 +52,18 @@ pub(super) async fn prepare(attempt: &Attempt<'_>) -> Result<Prepared, Interrupt
         )
     })?;
     let [data, train, held_back] = ["data.jsonl", "train.jsonl", "held.jsonl"].map(|name| folder.join(name));
-    worker
-        .datasets
-        .fetch(&request.dataset, &data)
-        .await
-        .map_err(|error| match error {
-            DatasetError::NotFound { .. } | DatasetError::Damaged { .. } => invalid(error),
-            error => Interrupted::failed("failed", error, Healing::Possible),
-        })?;
+    let unusable = |error| match error {
+        DatasetError::NotFound { .. } | DatasetError::Damaged { .. } => invalid(error),
+        error => Interrupted::failed("failed", error, Healing::Possible),
+    };
+    worker.datasets.fetch(&request.dataset, &data).await.map_err(unusable)?;
+    let dataset = worker.datasets.get(&request.dataset).await;
+    let missing = || DatasetError::NotFound {
+        id: request.dataset.clone(),
+    };
+    let dataset = dataset
+        .map_err(|error| unusable(error.into()))?
+        .ok_or_else(|| unusable(missing()))?;
     let held = {
         let (train, held_back, evaluation) = (train.clone(), held_back.clone(), request.evaluate);
         blocking(move || split(&data, &train, &held_back, &evaluation))
@@ -68,8 +78,15 @@ pub(super) async fn prepare(attempt: &Attempt<'_>) -> Result<Prepared, Interrupt
         BaseError::Unknown(_) => invalid(error),
         BaseError::Unavailable(_) => Interrupted::failed("failed", error, Healing::Possible),
     })?;
+    let path = base.clone();
+    let fingerprint = blocking(move || fingerprint(&path))
+        .await?
+        .map_err(|error| match error {
+            ModelError::Io { .. } => Interrupted::failed("failed", error, Healing::Possible),
+            error => invalid(error),
+        })?;
     let init = match &request.hyperparameters.init_adapter {
-        Some(wanted) => Some(finish::initial(attempt, wanted).await?),
+        Some(wanted) => Some(finish::initial(attempt, wanted, &fingerprint).await?),
         None => None,
     };
     checkpoints::fetch(worker.registry.store(), &attempt.claim, folder)
@@ -80,6 +97,8 @@ pub(super) async fn prepare(attempt: &Attempt<'_>) -> Result<Prepared, Interrupt
         train,
         held_back,
         held,
+        fingerprint,
+        dataset_sha256: dataset.sha256,
         init,
     })
 }
@@ -107,19 +126,16 @@ pub(super) fn training(attempt: &Attempt<'_>, prepared: &Prepared) -> Vec<OsStri
     arguments
 }
 
-/// Arguments of the evaluation process, and the adapter to compare with in its place.
-pub(super) async fn evaluation(attempt: &Attempt<'_>, prepared: &Prepared) -> Result<Vec<OsString>, Interrupted> {
-    let baseline = match finish::baseline(attempt).await? {
-        Some(folder) => folder.into(),
-        None => OsString::from("none"),
-    };
+/// Arguments of the evaluation process.
+pub(super) fn evaluation(attempt: &Attempt<'_>, prepared: &Prepared, baseline: &Baseline) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["evaluate".into(), "--report".into(), "json".into()];
     let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
     add("--model", prepared.base.clone().into());
     add("--candidate", Prepared::adapter(&attempt.folder).into());
-    add("--baseline", baseline);
+    let folder = baseline.folder.clone();
+    add("--baseline", folder.map_or_else(|| "none".into(), OsString::from));
     add("--data", prepared.held_back.clone().into());
-    Ok(arguments)
+    arguments
 }
 
 pub(super) fn invalid(error: impl std::fmt::Display) -> Interrupted {

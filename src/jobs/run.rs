@@ -9,13 +9,12 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoints::Uploader;
 use super::child::{self, Child, Ending, Event, Line, Step};
 use super::claims::{Claim, ClaimError, Healing, Heartbeat};
-use super::finish;
+use super::finish::{self, Evaluated};
 use super::heartbeat::Heart;
 use super::job::{JobError, JobState, Phase, Progress};
 use super::metrics::Outcome;
 use super::prepare::{self, Prepared};
 use super::worker::Worker;
-use crate::evaluate::Comparison;
 
 /// How long a child gets to write a checkpoint, and that to be uploaded, when the worker is to end.
 const HAND_BACK: Duration = Duration::from_secs(20);
@@ -111,9 +110,9 @@ impl Attempt<'_> {
         self.enter(Phase::Training).await?;
         self.train(&prepared).await?;
         self.enter(Phase::Evaluating).await?;
-        let comparison = self.evaluate(&prepared).await?;
+        let evaluated = self.evaluate(&prepared).await?;
         self.enter(Phase::Registering).await?;
-        self.unless_interrupted(finish::finish(self, &prepared, comparison))
+        self.unless_interrupted(finish::finish(self, &prepared, evaluated))
             .await
     }
 
@@ -225,12 +224,12 @@ impl Attempt<'_> {
     }
 
     /// Compares the result with what is active, on the examples that were held back; `None` without any.
-    async fn evaluate(&self, prepared: &Prepared) -> Result<Option<Comparison>, Interrupted> {
+    async fn evaluate(&self, prepared: &Prepared) -> Result<Option<Evaluated>, Interrupted> {
         if prepared.held == 0 {
             return Ok(None);
         }
-        let arguments = self.unless_interrupted(prepare::evaluation(self, prepared)).await?;
-        let mut child = self.spawn(arguments)?;
+        let baseline = self.unless_interrupted(finish::baseline(self, prepared)).await?;
+        let mut child = self.spawn(prepare::evaluation(self, prepared, &baseline))?;
         let (mut said, mut comparison) = (None, None);
         let status = loop {
             // Left half-way it is begun again by the next worker: it takes seconds, and training is not made again.
@@ -248,7 +247,7 @@ impl Attempt<'_> {
         };
         let of_evaluation = |message: String, healing| Err(Interrupted::failed("evaluation", message, healing));
         match (child::ending(status, said), comparison) {
-            (Ending::Done, Some(comparison)) => Ok(Some(comparison)),
+            (Ending::Done, Some(comparison)) => Ok(Some(baseline.evaluated(comparison, &self.claim.job.request.name))),
             (Ending::Failed(error, healing), _) => of_evaluation(error.message, healing),
             _ => of_evaluation("the evaluation ended without a result".to_owned(), Healing::Possible),
         }

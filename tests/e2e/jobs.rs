@@ -39,12 +39,11 @@ impl Bench {
             upload.write(line.as_bytes()).await.unwrap();
         }
         let (Uploaded::New(dataset) | Uploaded::Same(dataset)) = upload.finish(&Actor::part("test")).await.unwrap();
-        let dataset = dataset.id;
         Self {
             queue: Queue::new(db.clone()),
             db,
             store,
-            dataset,
+            dataset: dataset.id,
             folder,
         }
     }
@@ -205,14 +204,16 @@ impl Worker {
     }
 
     /// Processes that work in this worker's folder, but for the worker.
-    fn children(&self) -> Vec<String> {
-        let output = Command::new("ps").args(["-eo", "pid=,stat=,args="]).output().unwrap();
-        let own = self.child.id().to_string();
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter(|line| line.contains(self.data_dir.to_str().unwrap()))
-            .filter(|line| line.split_whitespace().next() != Some(&own))
-            .map(str::to_owned)
+    fn children(&self) -> Vec<u32> {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|process| process.file_name().to_str()?.parse().ok())
+            .filter(|&pid| pid != self.child.id())
+            .filter(|pid| {
+                // One that has ended in the meantime is none.
+                let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                arguments.contains(self.data_dir.to_str().unwrap())
+            })
             .collect()
     }
 
@@ -407,13 +408,20 @@ async fn a_killed_training_process_is_tried_again_later() {
     let worker = bench.worker("a", &[]);
     bench.until(&id, "training", |job| job.progress.is_some()).await;
     let children = worker.children();
-    let [child] = children.as_slice() else {
+    let [pid] = children.as_slice() else {
         panic!("{children:?}")
     };
-    // The process's state: niced as it should be.
-    assert!(child.split_whitespace().nth(1).unwrap().contains('N'), "{child}");
-    let pid = child.split_whitespace().next().unwrap();
-    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The 19th field, counted after the name in parentheses.
+    let niceness = stat.rsplit(')').next().unwrap().split_whitespace().nth(16);
+    assert_eq!(niceness, Some("19"), "{stat}");
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let job = bench
         .until(&id, "queued again", |job| job.state == JobState::Queued)
         .await;
