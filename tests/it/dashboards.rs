@@ -162,6 +162,7 @@ fn panels(board: &Value) -> &[Value] {
 fn rules(text: &str) -> Vec<(String, String)> {
     let mut rules: Vec<(String, String)> = Vec::new();
     let mut folded = false;
+    let key = Regex::new(r"^\w+:( |$)").unwrap();
     for line in text.lines() {
         let line = line.trim();
         if let Some(name) = line.strip_prefix("- alert: ") {
@@ -171,7 +172,7 @@ fn rules(text: &str) -> Vec<(String, String)> {
             if !folded {
                 rules.last_mut().unwrap().1 = expression.to_owned();
             }
-        } else if folded && Regex::new(r"^\w+:( |$)").unwrap().is_match(line) {
+        } else if folded && key.is_match(line) {
             folded = false;
         } else if folded {
             rules.last_mut().unwrap().1.push_str(&format!(" {line}"));
