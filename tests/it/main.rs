@@ -8,6 +8,7 @@ mod database;
 mod datasets;
 mod detoxify;
 mod jobs;
+mod kept;
 mod keys;
 mod limits;
 mod observe;
