@@ -16,6 +16,14 @@ test *args:
 ci:
     bash .ci/run
 
+# Shell scripts, images, compose file, alert rules, board
+lint-deploy:
+    .ci/lint
+
+# Tests with a real Postgres and a real S3 dialect
+test-services *args:
+    .ci/with-services cargo test --release {{ args }}
+
 # Tests on the default model, and the README's request
 base:
     bash .ci/base

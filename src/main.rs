@@ -5,16 +5,14 @@ use std::{io, process::ExitCode, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use detoxd::{
-    access,
     cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
     config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
-    db::Database,
-    http::{AppState, Backend, openapi, server},
+    http::{AppState, openapi, server},
     jobs::JobMetrics,
     metrics::Metrics,
     shutdown,
-    store::Store,
-    tasks, telemetry,
+    tasks::{self, follow::Follower},
+    telemetry,
 };
 use tokio::net::TcpListener;
 
@@ -78,6 +76,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => in_runtime(serve(*settings)),
         Command::Worker(args) => in_runtime(worker(*args)),
+        Command::Jobs(args) => cli::jobs::run(args),
+        Command::Adapter(args) => cli::adapter::run(args),
+        Command::Dataset(args) => cli::dataset::run(args),
+        Command::Key(args) => in_runtime(cli::key::run(*args)),
         Command::Rewrite(args) => in_runtime(rewrite(*args)),
         Command::Train(args) => {
             telemetry::init(&LogConfig::try_from(args.log.clone())?);
@@ -111,17 +113,16 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
 
     let started = Instant::now();
     let metrics = Arc::new(Metrics::new(config.server.limits.max_concurrent_requests)?);
-    let db = Database::open(config.storage.database_url.as_deref(), &config.storage.data_dir).await?;
-    let store = Store::open(config.storage.store.as_deref(), &config.storage.data_dir)?;
-    let mut backend = Backend::new(db, store, cli::model_name(&config.model.model));
-    backend.key_needed = access::key_needed(config.auth, config.server.listen, &backend.keys).await?;
-    backend.datasets = backend.datasets.with_folder(config.storage.data_dir.join("uploads"));
-    backend.max_dataset_bytes = config.storage.max_dataset_bytes;
-    backend.max_attempts = config.jobs.max_attempts;
-    backend.max_adapter_rank = u32::try_from(config.adapters.max_rank).unwrap_or(u32::MAX);
+    let backend = cli::backend::open(&config).await?;
     let job_metrics = JobMetrics::new(metrics.registry())?;
-    tokio::spawn(tasks::observe::run(backend.jobs.clone(), job_metrics, stop.clone()));
-    let state = AppState::new(config.server.limits, config.policy, metrics, backend);
+    tokio::spawn(tasks::observe::run(
+        backend.jobs.clone(),
+        job_metrics.clone(),
+        stop.clone(),
+    ));
+    let worker = cli::backend::worker(&config, &backend, job_metrics)?;
+    let registry = backend.registry.clone();
+    let state = AppState::new(config.server.limits, config.policy, Arc::clone(&metrics), backend);
     let listener = TcpListener::bind(config.server.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; choose another with --listen",
@@ -137,19 +138,46 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         config.server.shutdown_timeout,
     ));
 
-    let model = config.model;
-    let name = model.model.clone();
-    let loading = tokio::task::spawn_blocking(move || compose::build(&model));
+    // Jobs need no loaded model here: they run in processes of their own.
+    let working = worker.map(|worker| {
+        let stop = stop.clone();
+        tokio::spawn(async move { worker.run(stop).await })
+    });
+
+    let name = config.model.model.clone();
+    let budget = config.adapters.budget();
+    let loading = tokio::spawn(compose::serve(
+        config.model,
+        registry,
+        budget,
+        Arc::clone(&metrics.adapters),
+    ));
+    let mut following = None;
     tokio::select! {
         loaded = loading => {
-            state.loaded(loaded??);
+            let service = loaded??;
+            let follower = Follower::new(Arc::clone(&service.residents), config.adapters.follow_interval);
+            state.loaded(service);
+            let run = |follower: Follower| tokio::spawn(follower.run(Arc::clone(&state.changed), stop.clone()));
+            following = follower.map(run);
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(model = name, seconds, "ready: http://{address}/");
         }
         () = stop.cancelled() => tracing::info!("told to stop before the model was loaded"),
     }
 
-    match serving.await?? {
+    let drained = serving.await??;
+    if let Some(following) = following {
+        following.await?;
+    }
+    if let Some(working) = working
+        && tokio::time::timeout(config.server.shutdown_timeout, working)
+            .await
+            .is_err()
+    {
+        tracing::warn!("time was up before the job was handed back; another worker takes it when its lease is over");
+    }
+    match drained {
         server::Drained::Complete => tracing::info!("ended; every request was answered"),
         server::Drained::Cut { running } => {
             tracing::warn!(running, "ended; time was up with requests still running");

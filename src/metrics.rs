@@ -1,6 +1,7 @@
 //! What `/metrics` shows. Prometheus conventions: base units, `_total`, no rates, no percentiles,
 //! no text of a request in a label.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
@@ -8,17 +9,20 @@ use prometheus::{
     core::Collector,
 };
 
-use crate::{adapters::AdapterVersion, pipeline::Detoxified};
+use crate::{
+    adapters::AdapterMetrics,
+    pipeline::{Detoxified, ShadowMetrics},
+};
 
 /// Bounds for times of a request, in seconds: a neutral text takes well under a millisecond, a
 /// rewrite tens to hundreds, a long text seconds, and 30 s is the default timeout.
-const SECONDS: &[f64] = &[
+pub(crate) const SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0,
     60.0,
 ];
 
 /// Bounds for probabilities; the default threshold, 0.5, is one of them.
-const PROBABILITY: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
+pub(crate) const PROBABILITY: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0];
 
 /// The metrics of a process, in a registry of its own.
 pub struct Metrics {
@@ -34,7 +38,10 @@ pub struct Metrics {
     toxicity: HistogramVec,
     candidates_rejected: IntCounterVec,
     tokens: IntCounterVec,
-    adapter: IntGaugeVec,
+    /// Those of the adapters in memory.
+    pub adapters: Arc<AdapterMetrics>,
+    /// Those of the shadow.
+    pub shadow: Arc<ShadowMetrics>,
 }
 
 impl Metrics {
@@ -130,13 +137,8 @@ impl Metrics {
                     &["kind"],
                 )?,
             )?,
-            adapter: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("detoxd_adapter_info", "The adapter new requests get."),
-                    &["name", "version", "state"],
-                )?,
-            )?,
+            adapters: Arc::new(AdapterMetrics::new(&registry)?),
+            shadow: Arc::new(ShadowMetrics::new(&registry)?),
             registry,
         })
     }
@@ -183,14 +185,6 @@ impl Metrics {
         self.tokens
             .with_label_values(&["completion"])
             .inc_by(usage.completion_tokens as u64);
-    }
-
-    /// Says which adapter new requests get. The one before it goes.
-    pub fn active_adapter(&self, version: &AdapterVersion) {
-        let full = version.to_string();
-        let (name, number) = full.rsplit_once('@').unwrap_or((&full, "0"));
-        self.adapter.reset();
-        self.adapter.with_label_values(&[name, number, "active"]).set(1);
     }
 
     /// All metrics as Prometheus' text format.

@@ -2,7 +2,8 @@
 
 use candle_core::Device;
 
-use super::resident::AdapterLease;
+use super::files::AdapterFiles;
+use super::lease::AdapterLease;
 use super::version::{AdapterRef, AdapterVersion};
 use crate::model::lora::LoraModel;
 use crate::model::{DecoderConfig, ModelError};
@@ -48,6 +49,14 @@ impl ShippedAdapter {
     /// The base model it was trained on, as the catalogue names it.
     pub fn base(&self) -> &'static str {
         self.base
+    }
+
+    /// Its files, as they are registered.
+    pub fn files(&self) -> AdapterFiles {
+        AdapterFiles {
+            config: self.config.to_vec(),
+            weights: self.weights.to_vec(),
+        }
     }
 
     /// Loads it for a decoder.

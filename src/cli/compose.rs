@@ -1,24 +1,27 @@
 //! Where the parts are put together: settings in, a loaded service out. The one place that knows
 //! them all; `serve` and `rewrite` get the same.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::DType;
 
 use crate::{
-    adapters::{AdapterLease, AdapterVersion, Residents, ShippedAdapter},
+    adapters::{
+        AdapterLease, AdapterMetrics, AdapterVersion, Base, Budget, Loader, Registry, Residents, ShippedAdapter,
+    },
     config::{AdapterSource, Dtype, ModelConfig, Quantize},
     engine::{Engine, EngineConfig},
     http::Service,
     model::{
         Decoder,
-        catalogue::Catalogue,
+        fingerprint::fingerprint,
         kernels::bf16::PackedBf16,
         lora::LoraModel,
         tokenizer::TextTokenizer,
         weights::{ModelFiles, Purpose},
     },
-    pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, Rewriter},
+    pipeline::{Detoxifier, EngineCanary, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, Rewriter},
     prompt::RewritePrompt,
     scoring::{ScorerError, SimilarityScorer, ToxicityScorer},
 };
@@ -61,12 +64,39 @@ pub struct Parts {
     pub name: String,
 }
 
+/// A model that runs, without an adapter.
+struct Model {
+    engine: Engine,
+    tokenizer: Arc<TextTokenizer>,
+    prompt: RewritePrompt,
+    name: String,
+    path: PathBuf,
+}
+
 /// Loads the model and the adapter that `config` names and starts the engine. Takes a second, on a first start as long as the
 /// download: call it off the async threads.
 ///
 /// # Errors
 /// When something that was asked for can't be had. Nothing else is taken in its place.
 pub fn load(config: &ModelConfig) -> Result<Parts, ComposeError> {
+    let Model {
+        engine,
+        tokenizer,
+        prompt,
+        name,
+        ..
+    } = load_model(config)?;
+    let adapter = adapter(config, engine.decoder())?;
+    Ok(Parts {
+        engine,
+        tokenizer,
+        prompt,
+        adapter,
+        name,
+    })
+}
+
+fn load_model(config: &ModelConfig) -> Result<Model, ComposeError> {
     let failed = |reason: String| ComposeError::Model {
         model: config.model.clone(),
         reason,
@@ -82,27 +112,21 @@ pub fn load(config: &ModelConfig) -> Result<Parts, ComposeError> {
         Ok((tokenizer, prompt, files.load(purpose, &device)?))
     };
     let (tokenizer, prompt, decoder) = open().map_err(|error| failed(format!("{error:#}")))?;
-    let adapter = adapter(config, &decoder)?;
     let mut limits = EngineConfig::default();
     if let Some(threads) = config.threads {
         limits.threads = threads;
     }
     let engine = Engine::start(Arc::new(decoder), limits).map_err(|error| failed(error.to_string()))?;
-    let in_catalogue = Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(&config.model).is_some());
-    let name = match path.file_stem() {
-        Some(stem) if !in_catalogue => stem.to_string_lossy().into_owned(),
-        _ => config.model.clone(),
-    };
-    Ok(Parts {
+    Ok(Model {
         engine,
         tokenizer,
         prompt,
-        adapter,
-        name,
+        name: super::model_name(&config.model),
+        path,
     })
 }
 
-/// A whole service on the model that `config` names.
+/// A whole service on the model and the adapter that `config` names, for good: no database is asked.
 ///
 /// # Errors
 /// As [`load`].
@@ -117,6 +141,58 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
     let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
     let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
     Ok(assemble(rewriter, Arc::new(Residents::new(adapter)), perplexity)?)
+}
+
+/// A whole service on the model that `config` names, with the adapters of a registry: what was deployed last, or what `config` says.
+///
+/// # Errors
+/// When something that was asked for or deployed can't be had. Nothing else is taken in its place.
+pub async fn serve(
+    config: ModelConfig,
+    registry: Registry,
+    budget: Budget,
+    metrics: Arc<AdapterMetrics>,
+) -> Result<Service, ComposeError> {
+    let failed = |reason: String| ComposeError::Model {
+        model: config.model.clone(),
+        reason,
+    };
+    let loading = {
+        let config = config.clone();
+        tokio::task::spawn_blocking(move || {
+            let model = load_model(&config)?;
+            let fingerprint = fingerprint(&model.path).map_err(|error| ComposeError::Model {
+                model: config.model.clone(),
+                reason: error.to_string(),
+            })?;
+            Ok((model, fingerprint))
+        })
+    };
+    let (model, fingerprint) = loading
+        .await
+        .map_err(|error| failed(error.to_string()))
+        .and_then(|loaded| loaded)?;
+    let Model {
+        engine,
+        tokenizer,
+        prompt,
+        name,
+        ..
+    } = model;
+    let canary = EngineCanary::new(engine.clone(), &tokenizer, &prompt).map_err(|error| failed(error.to_string()))?;
+    let decoder = engine.decoder();
+    let base = Base {
+        name: name.clone(),
+        fingerprint,
+        decoder: decoder.config().clone(),
+        device: decoder.device().clone(),
+        canary: Arc::new(canary),
+    };
+    let residents = Residents::serving(Loader::new(registry, base, budget, metrics));
+    super::start::deploy(&residents, &config).await?;
+    let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
+    let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
+    Ok(assemble(rewriter, Arc::new(residents), perplexity)?)
 }
 
 /// Quantised where that is faster, unless a number format is asked for by name.
@@ -167,14 +243,12 @@ pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, 
                 .map_err(|error| failed(version, error.to_string()))
         }
         AdapterSource::Folder(folder) => {
-            let name = folder.file_name().map_or("local".into(), |name| name.to_string_lossy());
-            let name: String = name
-                .chars()
-                .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-                .collect();
             let adapter = LoraModel::load(folder, shape, device)
                 .map_err(|error| failed(folder.display().to_string(), error.to_string()))?;
-            Ok(AdapterLease::new(AdapterVersion::new(name, 1), adapter.into()))
+            Ok(AdapterLease::new(
+                AdapterVersion::new(name_of(folder), 1),
+                adapter.into(),
+            ))
         }
         AdapterSource::Named(wanted) => {
             let shipped = ShippedAdapter::find(wanted).ok_or_else(|| {
@@ -191,6 +265,19 @@ pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, 
                 )
             })
         }
+    }
+}
+
+/// What an adapter is called that was named by its folder.
+pub(super) fn name_of(folder: &Path) -> String {
+    let name = folder.file_name().map_or("local".into(), |name| name.to_string_lossy());
+    let name: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .collect();
+    match name.as_str() {
+        "" | "none" => "local".to_owned(),
+        _ => name,
     }
 }
 

@@ -1,14 +1,23 @@
 //! The command line: one file a command. The settings themselves are `config`'s.
 
+pub mod adapter;
+pub mod backend;
 pub mod child;
+pub mod client;
 pub mod compose;
+pub mod dataset;
 pub mod evaluate;
 pub mod generate;
 pub mod health;
+pub mod jobs;
+pub mod key;
 pub mod model;
 pub mod rewrite;
 pub mod scorer;
+mod start;
+mod table;
 pub mod train;
+mod watch;
 pub mod worker;
 
 use std::ffi::OsString;
@@ -39,6 +48,14 @@ pub enum Command {
     Serve(Box<RawConfig>),
     /// Run training jobs from the queue.
     Worker(Box<worker::WorkerArgs>),
+    /// Training jobs of a running service.
+    Jobs(jobs::JobsArgs),
+    /// Adapters of a running service.
+    Adapter(adapter::AdapterArgs),
+    /// Training data of a running service.
+    Dataset(dataset::DatasetArgs),
+    /// Keys of a service.
+    Key(Box<key::KeyArgs>),
     /// Rewrite standard input, one text a line, to standard output.
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.

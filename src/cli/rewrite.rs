@@ -65,13 +65,9 @@ impl How {
     /// The pipeline's options for every line.
     ///
     /// # Errors
-    /// When the strength is out of range, or the service has no adapter.
+    /// When the strength is out of range.
     pub fn options(&self, policy: &Policy, service: &Service) -> Result<Options, RewriteFailure> {
-        let lease = service
-            .residents
-            .lease(None)
-            .map_err(|error| RewriteFailure::Adapter(error.to_string()))?;
-        let mut options = policy.options(lease);
+        let mut options = policy.options(service.residents.active());
         options.strength = Strength::new(self.strength).map_err(|reason| {
             RewriteFailure::Config(ConfigError::Invalid {
                 setting: "strength",
@@ -93,9 +89,6 @@ pub enum RewriteFailure {
     /// An argument is out of range.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no adapter to use.
-    #[error("{0}")]
-    Adapter(String),
     /// A line is not UTF-8.
     #[error("line {line} is not UTF-8: its byte {byte} is wrong")]
     NotUtf8 {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{AdapterSettings, ConfigError, server::time};
+use crate::adapters::{Budget, ImportLimits};
 
 /// Adapters in memory, and from where they may be imported.
 #[derive(Debug, Clone)]
@@ -42,5 +43,22 @@ impl AdaptersConfig {
             import_dir: raw.import_dir.unwrap_or_else(|| data_dir.join("import")),
             follow_interval: time("follow_interval", &raw.follow_interval)?,
         })
+    }
+
+    /// What adapters in memory may take.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            max_resident: self.max_resident,
+            max_bytes: self.max_bytes,
+            max_rank: self.max_rank,
+        }
+    }
+
+    /// What may be imported.
+    pub fn imports(&self) -> ImportLimits {
+        ImportLimits {
+            import_dir: Some(self.import_dir.clone()),
+            max_bytes: self.max_bytes,
+        }
     }
 }

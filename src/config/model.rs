@@ -68,6 +68,17 @@ pub enum Quantize {
     None,
 }
 
+impl std::fmt::Display for AdapterSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Named(wanted) => wanted.fmt(f),
+            Self::Folder(folder) => folder.display().fmt(f),
+        }
+    }
+}
+
 impl TryFrom<ModelSettings> for ModelConfig {
     type Error = ConfigError;
 

@@ -1,6 +1,9 @@
 //! `POST /detoxify`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -21,7 +24,11 @@ use super::{
     state::{AppState, Service},
     stream,
 };
-use crate::{metrics::Metrics, pipeline::Options};
+use crate::{
+    adapters::AdapterLease,
+    metrics::Metrics,
+    pipeline::{Detoxified, Detoxifier, Options, SegmentObserver, Shadow},
+};
 
 const ADAPTER: HeaderName = HeaderName::from_static("x-detoxd-adapter");
 const CHANGED: HeaderName = HeaderName::from_static("x-detoxd-changed");
@@ -75,9 +82,10 @@ pub async fn detoxify(
     JsonBody(request): JsonBody<DetoxifyRequest>,
 ) -> Result<Response, Problem> {
     let arrived = Instant::now();
-    let job = request.check(&state, arrived)?;
+    let checked = request.check(&state.limits, arrived)?;
     let permit = state.admission.admit()?;
     let service = state.service()?;
+    let job = checked.lease(&state.policy, &service.residents).await?;
     let adapter = job.options.adapter.version().to_string();
 
     if stream::is_wanted(&headers) {
@@ -85,12 +93,17 @@ pub async fn detoxify(
             let detail = "a stream carries one text; send `text`, or accept JSON";
             return Err(Problem::invalid(vec![FieldError::new("texts", detail)]));
         };
-        let metrics = Arc::clone(&state.metrics);
-        let events = stream::segments(service, metrics, text, job.options, job.deadline, arrived, permit);
+        let beside = Beside::new(&state, service, job.shadow);
+        let events = stream::segments(beside, text, job.options, job.deadline, arrived, permit);
         return Ok(with_header(events.into_response(), ADAPTER, &adapter));
     }
 
-    let work = rewrite(service, &state.metrics, job.input, job.options, arrived);
+    let work = rewrite(
+        Beside::new(&state, service, job.shadow),
+        job.input,
+        job.options,
+        arrived,
+    );
     let answer = until(job.deadline, work).await?;
     drop(permit);
     let changed = match &answer {
@@ -101,21 +114,62 @@ pub async fn detoxify(
     Ok(with_header(response, CHANGED, if changed { "true" } else { "false" }))
 }
 
+/// What a text goes through, and what is done beside: counting, and a copy for the shadow.
+#[derive(Clone)]
+pub(super) struct Beside {
+    detoxifier: Arc<Detoxifier>,
+    metrics: Arc<Metrics>,
+    shadow: Option<(Arc<Shadow>, AdapterLease)>,
+    patience: Duration,
+}
+
+impl Beside {
+    pub(super) fn new(state: &AppState, service: &Service, candidate: Option<AdapterLease>) -> Self {
+        Self {
+            detoxifier: Arc::clone(&service.detoxifier),
+            metrics: Arc::clone(&state.metrics),
+            shadow: candidate.map(|candidate| (Arc::clone(&state.shadow), candidate)),
+            patience: state.limits.timeout,
+        }
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// One text.
+    pub(super) async fn detoxify(
+        &self,
+        text: &str,
+        options: &Options,
+        observer: SegmentObserver<'_>,
+    ) -> Result<Detoxified, Problem> {
+        let copy = self
+            .shadow
+            .as_ref()
+            .and_then(|(shadow, candidate)| shadow.copy(text, options, candidate));
+        let done = self.detoxifier.detoxify_observed(text, options, observer).await?;
+        self.metrics.detoxified(&done);
+        if let Some(copy) = copy {
+            copy.compare(&done, Arc::clone(&self.detoxifier), self.patience);
+        }
+        Ok(done)
+    }
+}
+
 async fn rewrite(
-    service: &Service,
-    metrics: &Metrics,
+    beside: Beside,
     input: Input,
     options: Options,
     arrived: Instant,
 ) -> Result<DetoxifyResponse, Problem> {
     match input {
         Input::One(text) => {
-            let done = service.detoxifier.detoxify(&text, &options).await?;
-            metrics.detoxified(&done);
+            let done = beside.detoxify(&text, &options, &|_| {}).await?;
             Ok(DetoxifyResponse::One(DetoxifyResult::new(done, arrived.elapsed())))
         }
         Input::Many(texts) => {
-            let results = rewrite_all(service, metrics, texts, options, arrived).await?;
+            let results = rewrite_all(beside, texts, options, arrived).await?;
             Ok(DetoxifyResponse::Many { results })
         }
     }
@@ -124,18 +178,19 @@ async fn rewrite(
 /// All texts at once, so that the engine can batch their sentences. The first failure, or being
 /// dropped, ends the others.
 async fn rewrite_all(
-    service: &Service,
-    metrics: &Metrics,
+    beside: Beside,
     texts: Vec<String>,
     options: Options,
     arrived: Instant,
 ) -> Result<Vec<DetoxifyResult>, Problem> {
-    let options = Arc::new(options);
+    let shared = Arc::new((beside, options));
     let mut tasks = JoinSet::new();
     for (index, text) in texts.into_iter().enumerate() {
-        let detoxifier = Arc::clone(&service.detoxifier);
-        let options = Arc::clone(&options);
-        tasks.spawn(async move { (index, detoxifier.detoxify(&text, &options).await) });
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move {
+            let (beside, options) = &*shared;
+            (index, beside.detoxify(&text, options, &|_| {}).await)
+        });
     }
     let mut results = Vec::with_capacity(tasks.len());
     while let Some(joined) = tasks.join_next().await {
@@ -144,9 +199,7 @@ async fn rewrite_all(
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Problem::internal(),
         })?;
-        let done = done?;
-        metrics.detoxified(&done);
-        results.push((index, DetoxifyResult::new(done, arrived.elapsed())));
+        results.push((index, DetoxifyResult::new(done?, arrived.elapsed())));
     }
     results.sort_unstable_by_key(|(index, _)| *index);
     Ok(results.into_iter().map(|(_, result)| result).collect())

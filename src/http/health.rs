@@ -77,7 +77,7 @@ pub async fn live(State(state): State<Arc<AppState>>) -> Result<Json<Live>, Prob
     )
 )]
 pub async fn ready(State(state): State<Arc<AppState>>) -> Result<Json<Ready>, Problem> {
-    let adapter = state.ready()?.residents.lease(None)?;
+    let adapter = state.ready()?.residents.active();
     Ok(Json(Ready {
         status: "ready",
         adapter: adapter.version().to_string(),

@@ -17,8 +17,7 @@ use super::{problem::Problem, state::AppState};
 )]
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
     if let Ok(service) = state.service() {
-        let adapter = service.residents.lease(None)?;
-        state.metrics.active_adapter(adapter.version());
+        state.metrics.adapters.observe(&service.residents);
     }
     let text = state.metrics.render().map_err(|error| {
         tracing::error!(%error, "the metrics can't be written");

@@ -3,6 +3,7 @@
 //! Checks, admission, deadlines and problem documents live here. What is done to a text does not:
 //! that is `pipeline`, which knows no HTTP.
 
+mod adapters;
 mod audit;
 mod auth;
 mod body;
@@ -67,11 +68,22 @@ fn routes(guarded: impl Fn(Routes, Scope) -> Routes) -> Routes {
         .routes(routes!(jobs::show))
         .routes(routes!(job_events::events))
         .routes(routes!(jobs::cancel))
-        .routes(routes!(jobs::retry));
+        .routes(routes!(jobs::retry))
+        .routes(routes!(adapters::list))
+        .routes(routes!(adapters::get))
+        .routes(routes!(adapters::archive))
+        .routes(routes!(adapters::compare::compare))
+        .routes(routes!(adapters::deploy::deployments));
     let to_administer = OpenApiRouter::new()
         .routes(routes!(keys::create, keys::list))
         .routes(routes!(keys::revoke))
-        .routes(routes!(audit::list));
+        .routes(routes!(audit::list))
+        .routes(routes!(adapters::import::import))
+        .routes(routes!(adapters::delete))
+        .routes(routes!(adapters::pin, adapters::unpin))
+        .routes(routes!(adapters::deploy::activate))
+        .routes(routes!(adapters::deploy::rollback))
+        .routes(routes!(adapters::deploy::traffic));
     let guarded = |group, scope| guarded(openapi::guarded(group, scope), scope);
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .merge(guarded(to_use, Scope::Use))

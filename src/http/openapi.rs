@@ -31,6 +31,7 @@ const HEADER: &str = "header";
         (name = "texts", description = "Make texts milder, or score them"),
         (name = "training", description = "Data, and jobs that train adapters"),
         (name = "access", description = "Keys, and who did what"),
+        (name = "adapters", description = "Versions of adapters, and which of them are served"),
         (name = "operations", description = "Health and metrics"),
     ),
     modifiers(&Schemes)

@@ -6,12 +6,12 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::{
-    limits::check_length,
+    limits::{check_length, until},
     problem::{FieldError, Problem},
-    state::AppState,
 };
 use crate::{
-    adapters::AdapterRef,
+    adapters::{AdapterLease, AdapterRef, Residents},
+    config::{Limits, Policy},
     pipeline::{self, MAX_CANDIDATES, Options, Strength, Threshold},
 };
 
@@ -34,7 +34,8 @@ pub struct DetoxifyRequest {
     threshold: Option<f32>,
     /// What is done when a sentence is toxic.
     action: Option<Action>,
-    /// Adapter that rewrites: `name` for its newest version, or `name@version`.
+    /// Adapter that rewrites: `name@version`, or `name` for its active version, else its newest. One that is not in memory is loaded
+    /// first. Without it, what is deployed.
     #[schema(example = "default@1")]
     adapter: Option<String>,
     /// Scale of the adapter: 0 is the bare base model, 1 the adapter as trained.
@@ -75,7 +76,23 @@ enum Format {
     Markdown,
 }
 
-/// A checked request.
+/// A checked request, before it has its adapter.
+pub struct Checked {
+    /// What to make milder.
+    pub input: Input,
+    /// The adapter it names.
+    pub adapter: Option<AdapterRef>,
+    /// Until when.
+    pub deadline: Instant,
+    threshold: Option<Threshold>,
+    strength: Option<Strength>,
+    candidates: Option<usize>,
+    seed: Option<u64>,
+    action: Option<Action>,
+    format: Option<Format>,
+}
+
+/// A request that has its adapter.
 pub struct Job {
     /// What to make milder.
     pub input: Input,
@@ -83,6 +100,40 @@ pub struct Job {
     pub options: Options,
     /// Until when.
     pub deadline: Instant,
+    /// Another adapter that is to answer as well, unseen.
+    pub shadow: Option<AdapterLease>,
+}
+
+impl Checked {
+    /// Leases the adapter, which may have to be loaded first.
+    ///
+    /// # Errors
+    /// When there is none of that name, it can't be loaded, or not before the deadline.
+    pub async fn lease(self, policy: &Policy, residents: &Residents) -> Result<Job, Problem> {
+        let lease = until(self.deadline, async {
+            Ok(residents.lease(self.adapter.as_ref()).await?)
+        })
+        .await?;
+        let shadow = match self.adapter {
+            // Who asks for a version has made the choice.
+            Some(_) => None,
+            None => residents.shadow().filter(|shadow| shadow.version() != lease.version()),
+        };
+        let mut options = policy.options(lease);
+        options.deadline = Some(self.deadline);
+        options.threshold = self.threshold.unwrap_or(options.threshold);
+        options.strength = self.strength.unwrap_or(options.strength);
+        options.candidates = self.candidates.unwrap_or(options.candidates);
+        options.seed = self.seed.unwrap_or(options.seed);
+        options.action = self.action.map_or(options.action, Into::into);
+        options.format = self.format.map_or(options.format, Into::into);
+        Ok(Job {
+            input: self.input,
+            options,
+            deadline: self.deadline,
+            shadow,
+        })
+    }
 }
 
 /// One text or several; the answer has the same shape.
@@ -95,12 +146,12 @@ pub enum Input {
 }
 
 impl DetoxifyRequest {
-    /// Checks every field and leases the adapter. `arrived` is when the request's time began.
+    /// Checks every field. `arrived` is when the request's time began.
     ///
     /// # Errors
-    /// 413 for a text that is too long, else 422 with all fields that are wrong, 503 while loading.
-    pub fn check(self, state: &AppState, arrived: Instant) -> Result<Job, Problem> {
-        let max_chars = state.limits.max_text_chars;
+    /// 413 for a text that is too long, else 422 with all fields that are wrong.
+    pub fn check(self, limits: &Limits, arrived: Instant) -> Result<Checked, Problem> {
+        let max_chars = limits.max_text_chars;
         if let Some(text) = &self.text {
             check_length("text", text, max_chars)?;
         }
@@ -121,26 +172,20 @@ impl DetoxifyRequest {
         }
         let input = errors.finish(input)?;
 
-        let service = state.service()?;
-        let lease = service.residents.lease(adapter.as_ref())?;
         let timeout = self
             .timeout_ms
-            .map_or(state.limits.timeout, Duration::from_millis)
-            .min(state.limits.timeout);
-        let deadline = arrived + timeout;
-
-        let mut options = state.policy.options(lease);
-        options.deadline = Some(deadline);
-        options.threshold = threshold.unwrap_or(options.threshold);
-        options.strength = strength.unwrap_or(options.strength);
-        options.candidates = self.candidates.unwrap_or(options.candidates);
-        options.seed = self.seed.unwrap_or(options.seed);
-        options.action = self.action.map_or(options.action, Into::into);
-        options.format = self.format.map_or(options.format, Into::into);
-        Ok(Job {
+            .map_or(limits.timeout, Duration::from_millis)
+            .min(limits.timeout);
+        Ok(Checked {
             input,
-            options,
-            deadline,
+            adapter,
+            deadline: arrived + timeout,
+            threshold,
+            strength,
+            candidates: self.candidates,
+            seed: self.seed,
+            action: self.action,
+            format: self.format,
         })
     }
 }

@@ -12,6 +12,7 @@ use super::{
     problem::{FieldError, Problem, TextProblems},
     state::AppState,
 };
+use crate::adapters::AdapterRef;
 
 /// A text to score.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -21,6 +22,9 @@ pub struct ScoreRequest {
     /// The text. Not empty, at most `max_text_chars` of the service long.
     #[schema(min_length = 1)]
     text: String,
+    /// Adapter to ask: `name@version`, or `name` for its active version, else its newest. Without it, what is deployed.
+    #[schema(example = "default@1")]
+    adapter: Option<String>,
 }
 
 /// How toxic a text is, and how likely the model finds it.
@@ -33,6 +37,9 @@ pub struct ScoreResponse {
     perplexity: Perplexity,
     /// Tokens of the text.
     tokens: usize,
+    /// The adapter that was asked, `name@version`.
+    #[schema(example = "default@1")]
+    adapter: String,
 }
 
 /// Perplexity of a text: exp of the mean negative log-likelihood of its tokens from the second on.
@@ -41,13 +48,13 @@ pub struct ScoreResponse {
 pub struct Perplexity {
     /// Under the bare base model.
     base: Option<f32>,
-    /// Under the active adapter.
+    /// Under the adapter.
     adapter: Option<f32>,
 }
 
 /// Score a text
 ///
-/// Toxicity of a text and its perplexity under the base model and under the active adapter.
+/// Toxicity of a text and its perplexity under the base model and under an adapter.
 /// Nothing is rewritten.
 #[utoipa::path(
     post,
@@ -65,11 +72,14 @@ pub async fn score(
     if request.text.is_empty() {
         return Err(Problem::invalid(vec![FieldError::new("text", "must not be empty")]));
     }
+    let wanted = request.adapter.as_deref().map(str::parse::<AdapterRef>).transpose();
+    let wanted = wanted.map_err(|error| Problem::invalid(vec![FieldError::new("adapter", error)]))?;
     let _permit = state.admission.admit()?;
     let service = state.service()?;
-    let adapter = service.residents.lease(None)?;
-    let perplexity = until(deadline, async {
-        Ok(service.perplexity.perplexity(&request.text, &adapter).await?)
+    let (adapter, perplexity) = until(deadline, async {
+        let adapter = service.residents.lease(wanted.as_ref()).await?;
+        let perplexity = service.perplexity.perplexity(&request.text, &adapter).await?;
+        Ok((adapter, perplexity))
     })
     .await?;
     Ok(Json(ScoreResponse {
@@ -79,5 +89,6 @@ pub async fn score(
             adapter: Some(perplexity.adapter).filter(|value| value.is_finite()),
         },
         tokens: perplexity.tokens,
+        adapter: adapter.version().to_string(),
     }))
 }

@@ -5,19 +5,21 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use tokio::sync::Notify;
+
 use super::{
     limits::Admission,
     problem::{Problem, Reason},
 };
 use crate::{
     access::{Audit, Keys},
-    adapters::{Registry, Residents},
+    adapters::{ImportLimits, Registry, Residents},
     config::{Limits, Policy},
     datasets::Datasets,
     db::Database,
     jobs::Queue,
     metrics::Metrics,
-    pipeline::{Detoxifier, PerplexityScorer},
+    pipeline::{Detoxifier, PerplexityScorer, Shadow},
     scoring::ToxicityScorer,
     store::Store,
 };
@@ -58,6 +60,8 @@ pub struct Backend {
     pub max_adapter_rank: u32,
     /// The base model, as answers call it: what jobs are for unless they name another.
     pub base: String,
+    /// What of adapters is imported, and from where.
+    pub imports: ImportLimits,
 }
 
 impl Backend {
@@ -74,6 +78,7 @@ impl Backend {
             max_attempts: 3,
             max_adapter_rank: 256,
             base: base.into(),
+            imports: ImportLimits::default(),
         }
     }
 }
@@ -91,8 +96,14 @@ pub struct AppState {
     pub admission: Admission,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
+    /// Has another adapter answer as well, unseen.
+    pub shadow: Arc<Shadow>,
     /// What is kept.
     pub backend: Backend,
+    /// Held while an adapter is imported.
+    pub importing: Arc<tokio::sync::Mutex<()>>,
+    /// Woken when this process has changed what is to be served.
+    pub changed: Arc<Notify>,
 }
 
 impl AppState {
@@ -102,10 +113,13 @@ impl AppState {
             service: OnceLock::new(),
             draining: AtomicBool::new(false),
             admission: Admission::new(limits.max_concurrent_requests, metrics.running.clone()),
+            shadow: Shadow::new(Arc::clone(&metrics.shadow)),
             limits,
             policy,
             metrics,
             backend,
+            importing: Arc::default(),
+            changed: Arc::default(),
         })
     }
 
@@ -121,9 +135,10 @@ impl AppState {
         }
     }
 
-    /// From now on `/health/ready` says no; requests that still arrive are served.
+    /// From now on `/health/ready` says no; requests that still arrive are served, without a shadow.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.shadow.stop();
     }
 
     /// Whether it was told to stop: what could go on for ever ends then.

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     task::{Context, Poll},
     time::Instant,
 };
@@ -17,16 +17,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::{
-    detoxify::accepts,
+    detoxify::{Beside, accepts},
     limits::{Permit, until},
     problem::Problem,
     result::{DetoxifyResult, Segment},
-    state::Service,
 };
-use crate::{
-    metrics::Metrics,
-    pipeline::{self, BoxFuture, Options},
-};
+use crate::pipeline::{self, BoxFuture, Options};
 
 /// Whether the client asks for events.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
@@ -45,15 +41,13 @@ struct SegmentEvent<'a> {
 /// The events of a text. The work runs inside the stream: a client that leaves drops it, and with
 /// it the sentences in the engine. The permit is held until the last event.
 pub fn segments(
-    service: &Service,
-    metrics: Arc<Metrics>,
+    beside: Beside,
     text: String,
     options: Options,
     deadline: Instant,
     arrived: Instant,
     permit: Permit,
 ) -> Sse<KeepAliveStream<Events>> {
-    let detoxifier = Arc::clone(&service.detoxifier);
     let (sender, receiver) = mpsc::unbounded_channel();
     let work = async move {
         // The pipeline may call from several threads; the channel's order is that of its calls.
@@ -65,14 +59,11 @@ pub fn segments(
             // Without a receiver nobody listens any more, and this future is about to be dropped.
             let _ = sender.send(event("segment", &data));
         };
-        let work = async { Ok(detoxifier.detoxify_observed(&text, &options, &observe).await?) };
+        let work = beside.detoxify(&text, &options, &observe);
         let last = match until(deadline, work).await {
-            Ok(done) => {
-                metrics.detoxified(&done);
-                event("result", &DetoxifyResult::new(done, arrived.elapsed()))
-            }
+            Ok(done) => event("result", &DetoxifyResult::new(done, arrived.elapsed())),
             Err(problem) => {
-                metrics.rejected(problem.code());
+                beside.metrics().rejected(problem.code());
                 event("problem", &problem)
             }
         };

@@ -13,6 +13,8 @@
 //!    leave it and say so.
 //! 7. The pieces are put together, with the [`edits`] from the input to the output.
 //!
+//! [`canary`] tries an adapter on the model before it is used; [`shadow`] has another one answer beside it, unseen.
+//!
 //! Any error fails the whole text: there is no half-rewritten one.
 //!
 //! What deliberately does not live here: HTTP and its limits (the longest text, the timeout),
@@ -25,6 +27,7 @@
 //! addresses are not scored at all, since nothing could be done about them.
 
 mod assemble;
+pub mod canary;
 pub mod checks;
 mod clause;
 pub mod detoxify;
@@ -41,6 +44,7 @@ pub mod rewriter;
 pub mod rewriter_lm;
 pub mod scorers;
 pub mod segment;
+pub mod shadow;
 mod split;
 #[cfg(test)]
 mod testing;
@@ -52,6 +56,7 @@ pub mod verify;
 mod tests;
 
 pub use assemble::SegmentObserver;
+pub use canary::EngineCanary;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
 pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange, Strength, Threshold};
@@ -61,4 +66,5 @@ pub use rejection::Rejection;
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 pub use rewriter_lm::LanguageModelRewriter;
 pub use scorers::{Similarity, Toxicity};
+pub use shadow::{Shadow, ShadowCopy, ShadowMetrics, ShadowStatistics, Sums};
 pub use verify::Weights;

@@ -13,6 +13,7 @@ use ureq::{
 };
 
 use super::progress::Meter;
+use super::pull::Network;
 
 /// Short: without a route to the hub, the next source should have its turn soon.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -34,6 +35,8 @@ pub(super) enum HubError {
     Unreachable { url: String, source: ureq::Error },
     #[error("{url} has {found} bytes, expected {expected}")]
     Size { url: String, found: u64, expected: u64 },
+    #[error("{url} has more than {limit} bytes")]
+    TooLarge { url: String, limit: u64 },
     #[error("{url} broke off after {bytes} bytes: {source}")]
     BrokeOff {
         url: String,
@@ -44,6 +47,29 @@ pub(super) enum HubError {
     Write(std::io::Error),
     #[error("the certificates in {path}: {reason}")]
     Certificates { path: String, reason: String },
+}
+
+/// Why a file of a repository could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HubFailure(String);
+
+/// A file of a repository, of `limit` bytes at most. Its content is not known beforehand, so it is not checked here.
+///
+/// # Errors
+/// When the hub is not reached, does not give the file, or the file is larger.
+pub fn read_from_hub(
+    network: &Network,
+    repository: &str,
+    revision: &str,
+    file: &str,
+    limit: u64,
+) -> Result<Vec<u8>, HubFailure> {
+    let url = network.hub.address(repository, revision, file);
+    network
+        .hub
+        .read(&url, limit)
+        .map_err(|error| HubFailure(error.to_string()))
 }
 
 /// The hub and how to speak to it.
@@ -65,26 +91,8 @@ impl Hub {
 
     /// Writes the body at `url` to `sink`. `expected` is its size in bytes.
     pub fn fetch(&self, url: &str, expected: u64, sink: &mut impl Write, meter: &mut Meter) -> Result<(), HubError> {
-        if self.offline {
-            return Err(HubError::Offline);
-        }
         let url = url.to_owned();
-        let mut request = self.agent()?.get(&url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let response = match request.call() {
-            Ok(response) => response,
-            Err(ureq::Error::StatusCode(status)) => {
-                let hint = match status {
-                    401 | 403 if self.token.is_some() => ": HF_TOKEN gives no access to it",
-                    401 | 403 => ": it may need HF_TOKEN",
-                    _ => "",
-                };
-                return Err(HubError::Status { url, status, hint });
-            }
-            Err(source) => return Err(HubError::Unreachable { url, source }),
-        };
+        let response = self.get(&url)?;
         if let Some(found) = response.body().content_length()
             && found != expected
         {
@@ -114,6 +122,52 @@ impl Hub {
             });
         }
         Ok(())
+    }
+
+    /// The body at `url`, which has `limit` bytes at most.
+    pub fn read(&self, url: &str, limit: u64) -> Result<Vec<u8>, HubError> {
+        let response = self.get(url)?;
+        let too_large = || HubError::TooLarge {
+            url: url.to_owned(),
+            limit,
+        };
+        if response.body().content_length().is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let mut bytes = Vec::new();
+        let mut reader = response.into_body().into_reader().take(limit.saturating_add(1));
+        reader.read_to_end(&mut bytes).map_err(|source| HubError::BrokeOff {
+            url: url.to_owned(),
+            bytes: 0,
+            source,
+        })?;
+        if bytes.len() as u64 > limit {
+            return Err(too_large());
+        }
+        Ok(bytes)
+    }
+
+    fn get(&self, url: &str) -> Result<ureq::http::Response<ureq::Body>, HubError> {
+        let url = url.to_owned();
+        if self.offline {
+            return Err(HubError::Offline);
+        }
+        let mut request = self.agent()?.get(&url);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        match request.call() {
+            Ok(response) => Ok(response),
+            Err(ureq::Error::StatusCode(status)) => {
+                let hint = match status {
+                    401 | 403 if self.token.is_some() => ": HF_TOKEN gives no access to it",
+                    401 | 403 => ": it may need HF_TOKEN",
+                    _ => "",
+                };
+                Err(HubError::Status { url, status, hint })
+            }
+            Err(source) => Err(HubError::Unreachable { url, source }),
+        }
     }
 
     fn agent(&self) -> Result<Agent, HubError> {

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 pub use cache::{CacheError, cache_dir, import, location, verify};
 pub use checksum::Checksum;
 pub use entry::{Catalogue, CatalogueError, Entry, ModelFile, Source};
+pub use hub::{HubFailure, read_from_hub};
 pub use progress::Progress;
 pub use pull::{Attempt, Exhausted, Network, PullError};
 
