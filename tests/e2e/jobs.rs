@@ -100,8 +100,6 @@ impl Bench {
             MODEL,
             "--lease",
             "3s",
-            "--checkpoint-interval",
-            "50ms",
         ]);
         command
             .args([
@@ -115,6 +113,9 @@ impl Bench {
             .arg("--data-dir")
             .arg(&data_dir)
             .args(more);
+        if !more.contains(&"--checkpoint-interval") {
+            command.args(["--checkpoint-interval", "50ms"]);
+        }
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
