@@ -118,8 +118,8 @@ async fn a_dataset_goes_when_no_job_needs_it() {
         query.execute(datasets.database().pool()).await.unwrap();
     };
     run(format!(
-        "INSERT INTO jobs (id, kind, state, request, dataset, created_at, created_by, run_after, max_attempts) \
-         VALUES ('j', 'train', 'running', '{{}}', '{}', 0, 'test', 0, 1)",
+        "INSERT INTO jobs (id, kind, state, request, name, dataset, created_at, created_by, run_after, max_attempts) \
+         VALUES ('j', 'train', 'running', '{{}}', 'n', '{}', 0, 'test', 0, 1)",
         dataset.id
     ))
     .await;

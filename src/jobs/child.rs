@@ -264,7 +264,7 @@ mod tests {
             (0, "exit 0", Ending::Done),
             (
                 19,
-                r#"test $(nice) -eq 19 && read line && test $line = stop && exit 75"#,
+                r#"test $(nice) -ge 10 && read line && test $line = stop && exit 75"#,
                 Ending::Stopped,
             ),
             (
