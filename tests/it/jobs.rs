@@ -204,7 +204,9 @@ async fn a_queued_job_is_cancelled_at_once_and_a_running_one_is_told() {
     act(&app, "unknown", "retry").await.problem(404);
     app.get("/jobs/unknown").await.problem(404);
     app.get("/jobs/unknown/events").await.problem(404);
-    app.get("/jobs/%ff").await.problem(400);
+    for path in ["/jobs/%ff", "/adapters/%ff/1"] {
+        app.get(path).await.problem(400);
+    }
 }
 
 #[tokio::test]

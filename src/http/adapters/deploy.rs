@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State},
+    extract::{Query, State},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -16,6 +16,7 @@ use crate::{
     adapters::{self, AdapterVersion, Change},
     http::{
         body::{JsonBody, OptionalJsonBody},
+        path::InPath,
         problem::{FieldError, Problem, Reason},
         state::AppState,
     },
@@ -116,7 +117,7 @@ pub struct Deployments {
 pub async fn activate(
     State(state): State<Arc<AppState>>,
     Extension(actor): Extension<Actor>,
-    Path(path): Path<VersionPath>,
+    InPath(path): InPath<VersionPath>,
     OptionalJsonBody(body): OptionalJsonBody<Expectation>,
 ) -> Result<Json<Deployment>, Problem> {
     let change = Change::Activate(version(path)?);

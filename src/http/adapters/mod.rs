@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -20,6 +20,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
+    path::InPath,
     problem::{Problem, Reason},
     state::AppState,
 };
@@ -190,7 +191,10 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<Adapters>, 
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses((status = 200, description = "The version", body = Adapter), AdapterProblems)
 )]
-pub async fn get(State(state): State<Arc<AppState>>, Path(path): Path<VersionPath>) -> Result<Json<Adapter>, Problem> {
+pub async fn get(
+    State(state): State<Arc<AppState>>,
+    InPath(path): InPath<VersionPath>,
+) -> Result<Json<Adapter>, Problem> {
     let record = find(&state, &version(path)?).await?;
     let residents = state.service().ok().map(|service| &*service.residents);
     Ok(Json(Adapter::new(record, residents)))
@@ -209,7 +213,7 @@ pub async fn get(State(state): State<Arc<AppState>>, Path(path): Path<VersionPat
 pub async fn delete(
     State(state): State<Arc<AppState>>,
     Extension(actor): Extension<Actor>,
-    Path(path): Path<VersionPath>,
+    InPath(path): InPath<VersionPath>,
 ) -> Result<StatusCode, Problem> {
     let version = version(path)?;
     state.backend.registry.delete(&version, &actor).await?;
@@ -232,7 +236,7 @@ pub async fn delete(
 pub async fn pin(
     State(state): State<Arc<AppState>>,
     Extension(actor): Extension<Actor>,
-    Path(path): Path<VersionPath>,
+    InPath(path): InPath<VersionPath>,
 ) -> Result<StatusCode, Problem> {
     state.backend.registry.pin(&version(path)?, true, &actor).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -249,7 +253,7 @@ pub async fn pin(
 pub async fn unpin(
     State(state): State<Arc<AppState>>,
     Extension(actor): Extension<Actor>,
-    Path(path): Path<VersionPath>,
+    InPath(path): InPath<VersionPath>,
 ) -> Result<StatusCode, Problem> {
     state.backend.registry.pin(&version(path)?, false, &actor).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -268,7 +272,10 @@ pub async fn unpin(
         AdapterProblems
     )
 )]
-pub async fn archive(State(state): State<Arc<AppState>>, Path(path): Path<VersionPath>) -> Result<Response, Problem> {
+pub async fn archive(
+    State(state): State<Arc<AppState>>,
+    InPath(path): InPath<VersionPath>,
+) -> Result<Response, Problem> {
     let version = version(path)?;
     let record = find(&state, &version).await?;
     let files = state.backend.registry.files(&version).await?;
