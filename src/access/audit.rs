@@ -3,7 +3,7 @@
 use sqlx::{Any, Transaction};
 
 use super::Actor;
-use crate::db::{Database, DbError, new_id, now};
+use crate::db::{Database, DbError, LAST_ID, new_id, now};
 
 /// The audit. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,8 +58,7 @@ impl Audit {
         let rows: Vec<(String, i64, String, String, String, Option<String>)> = sqlx::query_as(
             "SELECT id, at, actor, action, subject, detail FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2",
         )
-        // Greater than any id.
-        .bind(before.unwrap_or("~"))
+        .bind(before.unwrap_or(LAST_ID))
         .bind(i64::from(limit))
         .fetch_all(self.db.pool())
         .await?;

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{Actor, Scope, record};
-use crate::db::{Database, DbError, new_id, now};
+use crate::db::{Database, DbError, LAST_ID, new_id, now};
 use crate::model::catalogue::Checksum;
 
 const PREFIX: &str = "dtx_";
@@ -178,8 +178,7 @@ impl Keys {
             "SELECT id, name, scope, created_at, created_by, revoked_at FROM api_keys",
             " WHERE id < $1 ORDER BY id DESC LIMIT $2"
         ))
-        // Greater than any id.
-        .bind(before.unwrap_or("~"))
+        .bind(before.unwrap_or(LAST_ID))
         .bind(i64::from(limit))
         .fetch_all(self.db.pool())
         .await?;

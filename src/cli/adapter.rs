@@ -62,6 +62,12 @@ enum AdapterCommand {
         /// `name@version`
         version: AdapterVersion,
     },
+    /// Show what was served, and since when, the newest first
+    History {
+        /// So many at most
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
     /// Show the metrics of versions side by side
     Compare {
         /// `name@version`, two or more
@@ -135,6 +141,29 @@ const COLUMNS: [Column; 9] = [
     ("BASE", "/base"),
 ];
 
+const HISTORY: [Column; 7] = [
+    ("REVISION", "/revision"),
+    ("ACTIVE", "/active"),
+    ("ACTION", "/action"),
+    ("AT", "/at"),
+    ("BY", "/actor"),
+    ("WEIGHTS", "/weights"),
+    ("SHADOW", "/shadow"),
+];
+
+/// Measured when it was made, on examples that it was not trained on.
+const COMPARED: [Column; 9] = [
+    ("ADAPTER", "/adapter"),
+    ("FROM", "/lineage/parent"),
+    ("EXAMPLES", "/metrics/candidate/examples"),
+    ("TOXIC", "/metrics/candidate/toxicity_rate"),
+    ("SIMILARITY", "/metrics/candidate/similarity"),
+    ("FLUENCY", "/metrics/candidate/fluency"),
+    ("J", "/metrics/candidate/j"),
+    ("COPIED", "/metrics/candidate/copied"),
+    ("CREATED", "/lineage/created_at"),
+];
+
 /// Runs the command. Blocks.
 ///
 /// # Errors
@@ -143,12 +172,12 @@ pub fn run(args: AdapterArgs) -> anyhow::Result<()> {
     let client = args.server.client()?;
     let answer = match args.command {
         AdapterCommand::List => {
-            let all = client.get("/adapters")?;
-            if args.json {
-                table::print_json(&all);
-            } else {
-                table::print(list(&all, "adapters"), &COLUMNS);
-            }
+            show_list(&client.get("/adapters")?, "adapters", &COLUMNS, args.json);
+            return Ok(());
+        }
+        AdapterCommand::History { limit } => {
+            let all = client.get(&format!("/adapters/deployments?limit={limit}"))?;
+            show_list(&all, "deployments", &HISTORY, args.json);
             return Ok(());
         }
         AdapterCommand::Export { version, out } => return export(&client, &version, out),
@@ -167,7 +196,9 @@ pub fn run(args: AdapterArgs) -> anyhow::Result<()> {
         }
         AdapterCommand::Compare { versions } => {
             let versions: Vec<String> = versions.iter().map(|version| encoded(&version.to_string())).collect();
-            client.get(&format!("/adapters/compare?versions={}", versions.join(",")))?
+            let compared = client.get(&format!("/adapters/compare?versions={}", versions.join(",")))?;
+            show_list(&compared, "versions", &COMPARED, args.json);
+            return Ok(());
         }
         AdapterCommand::Traffic {
             weights,
@@ -191,6 +222,14 @@ pub fn run(args: AdapterArgs) -> anyhow::Result<()> {
 
 fn path(version: &AdapterVersion) -> String {
     format!("/adapters/{}/{}", encoded(version.name()), version.number())
+}
+
+fn show_list(answer: &Value, name: &str, columns: &[Column], as_json: bool) {
+    if as_json {
+        table::print_json(answer);
+    } else {
+        table::print(list(answer, name), columns);
+    }
 }
 
 /// Prints an answer: every field of it below the other, unless it is for a program.

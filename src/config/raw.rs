@@ -189,7 +189,7 @@ pub struct JobSettings {
     )]
     pub checkpoint_interval: String,
     /// Time after which a job whose worker is not heard of goes to another, at least 3 s.
-    #[arg(long, env = "DETOXD_LEASE", value_name = "DURATION", default_value = "15s")]
+    #[arg(long, env = "DETOXD_LEASE", value_name = "DURATION", default_value = "10s")]
     pub lease: String,
     /// Times a job is tried before it has failed for good.
     #[arg(long, env = "DETOXD_MAX_ATTEMPTS", value_name = "N", default_value_t = 3)]

@@ -1,6 +1,6 @@
 //! Datasets that were uploaded: a row in the database, the lines in the store.
 //!
-//! - [`upload`]: bytes as they arrive, checked line by line, kept as a whole or not at all.
+//! - `upload`: bytes as they arrive, checked line by line, kept as a whole or not at all.
 //!
 //! What does not live here: what a line means (`train::dataset`), and bodies of requests (`http`).
 //!
@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 pub use self::upload::{BadLine, Upload, Uploaded};
 use crate::access::{Actor, record};
-use crate::db::{Database, DbError};
+use crate::db::{Database, DbError, LAST_ID};
 use crate::jobs::JobState;
 use crate::model::catalogue::Checksum;
 use crate::store::{Store, StoreError};
@@ -168,8 +168,7 @@ impl Datasets {
             "SELECT id, name, sha256, examples, bytes, created_at, created_by FROM datasets",
             " WHERE id < $1 ORDER BY id DESC LIMIT $2"
         ))
-        // Greater than any id.
-        .bind(before.unwrap_or("~"))
+        .bind(before.unwrap_or(LAST_ID))
         .bind(i64::from(limit))
         .fetch_all(self.db.pool())
         .await?;

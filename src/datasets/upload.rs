@@ -36,6 +36,15 @@ pub enum Uploaded {
     Same(Dataset),
 }
 
+impl Uploaded {
+    /// The dataset that has the bytes.
+    pub fn dataset(&self) -> &Dataset {
+        match self {
+            Self::New(dataset) | Self::Same(dataset) => dataset,
+        }
+    }
+}
+
 /// A dataset on its way in. Nothing of it stays if it is dropped, or the process ends: its file has no name.
 #[derive(Debug)]
 pub struct Upload {

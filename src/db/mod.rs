@@ -207,6 +207,9 @@ pub fn now() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
+/// Not before any identifier, in whatever order a server's language has them.
+pub const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
+
 /// A new identifier: a UUID of version 7, which sorts by time.
 pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()

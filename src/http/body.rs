@@ -78,17 +78,20 @@ pub struct Incoming {
     stream: BodyDataStream,
     /// How long the next bytes may take.
     patience: Duration,
+    /// Whether the client waits for a sign before it sends anything; the first look at the stream is that sign.
+    waits: bool,
 }
 
 /// How long a client whose body is refused midway may go on sending: many read the answer only then.
 const LINGER: Duration = Duration::from_secs(5);
 
 impl Incoming {
-    /// Of a request.
-    pub fn new(body: Body, patience: Duration) -> Self {
+    /// Of a request with these headers.
+    pub fn new(headers: &HeaderMap, body: Body, patience: Duration) -> Self {
         Self {
             stream: body.into_data_stream(),
             patience,
+            waits: headers.contains_key(header::EXPECT),
         }
     }
 
@@ -97,6 +100,7 @@ impl Incoming {
     /// # Errors
     /// When they don't come in time, or the client has left.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        self.waits = false;
         let next = poll_fn(|context| Pin::new(&mut self.stream).poll_next(context));
         match tokio::time::timeout(self.patience, next).await {
             Err(_) => Err(Problem::new(Reason::SlowBody, "the body did not arrive in time")),
@@ -109,6 +113,9 @@ impl Incoming {
     /// Reads on for a while without looking, beside the answer: a connection that is closed on a client which is still sending
     /// loses the answer on its way.
     pub fn linger(mut self) {
+        if self.waits {
+            return;
+        }
         tokio::spawn(tokio::time::timeout(LINGER, async move {
             while let Ok(Some(_)) = self.next().await {}
         }));

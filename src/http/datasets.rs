@@ -126,7 +126,7 @@ pub async fn upload(
         ));
     }
     let backend = &state.backend;
-    let mut incoming = Incoming::new(body, state.limits.timeout);
+    let mut incoming = Incoming::new(&headers, body, state.limits.timeout);
     let begun = backend
         .datasets
         .begin(name, declared_length(&headers), backend.max_dataset_bytes)

@@ -63,10 +63,14 @@ impl Parameters {
 
     /// `before` and `limit`.
     pub fn page(&mut self) -> Page {
-        let before = self.text("before");
-        if before.as_ref().is_some_and(|id| uuid::Uuid::try_parse(id).is_err()) {
-            self.error("before", "must be an id: `next` of the page before");
-        }
+        let before = self.text("before").and_then(|id| match uuid::Uuid::try_parse(&id) {
+            // As ids are written here.
+            Ok(id) => Some(id.to_string()),
+            Err(_) => {
+                self.error("before", "must be an id: `next` of the page before");
+                None
+            }
+        });
         let limit = match self.text("limit").map(|text| text.parse()) {
             None => DEFAULT_LIMIT,
             Some(Ok(limit)) if (1..=MAX_LIMIT).contains(&limit) => limit,

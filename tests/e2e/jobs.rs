@@ -94,15 +94,7 @@ impl Bench {
     fn worker(&self, machine: &str, more: &[&str]) -> Worker {
         let url = format!("sqlite://{}", self.folder.path().join("queue.db").display());
         let data_dir = self.data_dir(machine);
-        let mut command = detoxd(&[
-            "worker",
-            "--model",
-            MODEL,
-            "--lease",
-            "3s",
-            "--checkpoint-interval",
-            "50ms",
-        ]);
+        let mut command = detoxd(&["worker", "--model", MODEL, "--lease", "3s"]);
         command
             .args([
                 "--train-threads",
@@ -115,6 +107,9 @@ impl Bench {
             .arg("--data-dir")
             .arg(&data_dir)
             .args(more);
+        if !more.contains(&"--checkpoint-interval") {
+            command.args(["--checkpoint-interval", "50ms"]);
+        }
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), log.clone());

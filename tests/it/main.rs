@@ -1,6 +1,7 @@
 //! Behaviour of the service through its router, and of `detoxd rewrite`, with a rewriter whose
 //! answers are known. No model is needed.
 
+mod adapters;
 mod bad_input;
 mod cli;
 mod dashboards;
@@ -8,6 +9,7 @@ mod database;
 mod datasets;
 mod detoxify;
 mod jobs;
+mod kept;
 mod keys;
 mod limits;
 mod observe;

@@ -33,7 +33,7 @@ pub struct App {
     /// The rewriter in it.
     pub rewriter: Arc<FakeRewriter>,
     /// Database and store; gone with the application.
-    folder: tempfile::TempDir,
+    pub folder: Arc<tempfile::TempDir>,
 }
 
 /// An answer, read to its end.
@@ -63,7 +63,11 @@ impl App {
 
     /// Before the model is loaded, with another backend than the default one.
     pub async fn build(limits: Limits, change: impl FnOnce(&mut Backend)) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), limits, change).await
+    }
+
+    /// Before the model is loaded, on the database and the store in a folder: another process of the same service.
+    pub async fn at(folder: Arc<tempfile::TempDir>, limits: Limits, change: impl FnOnce(&mut Backend)) -> Self {
         let db = Database::open(None, folder.path()).await.unwrap();
         let store = Store::open(None, folder.path()).unwrap();
         let mut backend = Backend::new(db, store, "fake");
@@ -127,13 +131,12 @@ impl App {
 
 /// A service around the rewriter.
 pub fn service(rewriter: &Arc<FakeRewriter>) -> Service {
-    let rewriter = Arc::clone(rewriter);
-    compose::assemble(
-        rewriter,
-        Arc::new(Residents::new(detoxd::adapters::AdapterLease::none())),
-        fake::parts().1,
-    )
-    .unwrap()
+    service_with(rewriter, Residents::new(detoxd::adapters::AdapterLease::none()))
+}
+
+/// A service around the rewriter, with these adapters.
+pub fn service_with(rewriter: &Arc<FakeRewriter>, residents: Residents) -> Service {
+    compose::assemble(rewriter.clone(), Arc::new(residents), fake::parts().1).unwrap()
 }
 
 /// A POST of JSON.

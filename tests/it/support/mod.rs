@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod adapters;
 pub mod app;
 pub mod databases;
 pub mod fake;
