@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::{Any, AnyPool, Executor, Transaction};
 
 static SQLITE: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -166,11 +166,9 @@ impl Database {
             .connect(&url)
             .await
             .map_err(|error| failed(error.to_string()))?;
-        let migrator = match dialect {
-            Dialect::Sqlite => &SQLITE,
-            Dialect::Postgres => &POSTGRES,
-        };
-        migrator.run(&pool).await.map_err(|error| failed(error.to_string()))?;
+        migrate(&pool, dialect)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         Ok(Self { pool, dialect })
     }
 
@@ -215,6 +213,28 @@ pub const LAST_ID: &str = "ffffffff-ffff-ffff-ffff-ffffffffffff";
 /// A new identifier: a UUID of version 7, which sorts by time.
 pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
+}
+
+/// Brings the tables up to date. On Postgres under a lock. SQLite has none for it: of processes that start at once, such as `serve` and
+/// `worker`, one makes a table and the others find it there; the next time they look they see that the migration was done.
+async fn migrate(pool: &AnyPool, dialect: Dialect) -> Result<(), MigrateError> {
+    let migrator = match dialect {
+        Dialect::Sqlite => &SQLITE,
+        Dialect::Postgres => &POSTGRES,
+    };
+    let mut tries_left = match dialect {
+        Dialect::Sqlite => 10,
+        Dialect::Postgres => 0,
+    };
+    loop {
+        match migrator.run(pool).await {
+            Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) if tries_left > 0 => {
+                tries_left -= 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            ended => return ended,
+        }
+    }
 }
 
 fn without_password(url: &str) -> String {

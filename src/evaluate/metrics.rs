@@ -19,9 +19,9 @@ pub struct Metrics {
     pub similarity: f64,
     /// Mean overlap of the output with the closest human rewrite: F1 of character 1- to 6-grams, mean over the orders, as in chrF.
     pub overlap: f64,
-    /// Mean fluency of the outputs: min(1, exp(NLL(source) - NLL(output))), where NLL is the mean negative log-likelihood of a
-    /// text's tokens after the first under the base model, in nats. An output that the base model finds as likely as its
-    /// source has 1, one of twice the source's perplexity 0.5, one without a word 0.
+    /// Mean fluency of the outputs: min(1, exp(1 + NLL(source) - NLL(output))), where NLL is the mean negative log-likelihood of a
+    /// text's tokens after the first under the base model, in nats. An output of up to e times its source's perplexity has 1, for
+    /// every doubling beyond it loses half, and one without a word has 0.
     pub fluency: f64,
     /// Mean of (1 - toxicity) * similarity * fluency, taken sentence by sentence.
     pub j: f64,
@@ -113,11 +113,16 @@ impl std::iter::Sum for Likelihood {
     }
 }
 
-/// min(1, exp(NLL(source) - NLL(output))). A text of a single token has no likelihood; where one is missing there is nothing to
+/// How much less likely than its source, in nats a token, an output may be for nothing. Human rewrites, which tend to be shorter, differ
+/// from their sources by 0.0 on average with a standard deviation of 1.7 (150 held-out pairs, SmolLM2-135M): without an allowance
+/// they have a fluency of 0.76, with it 0.91, and with their words shuffled 0.35.
+const ALLOWANCE: f64 = 1.0;
+
+/// min(1, exp(1 + NLL(source) - NLL(output))). A text of a single token has no likelihood; where one is missing there is nothing to
 /// hold against the output, and it is 1.
 pub fn fluency(source: Likelihood, output: Likelihood) -> f64 {
     match (source.mean(), output.mean()) {
-        (Some(source), Some(output)) => (source - output).exp().min(1.0),
+        (Some(source), Some(output)) => (ALLOWANCE + source - output).exp().min(1.0),
         _ => 1.0,
     }
 }
@@ -217,7 +222,9 @@ mod tests {
     #[test]
     fn fluency_is_bounded_and_relative_to_the_source() {
         let text = |perplexity| Likelihood::of(perplexity, 11);
-        assert!((fluency(text(20.0), text(40.0)) - 0.5).abs() < 1e-6);
+        let e = 1f32.exp();
+        assert!((fluency(text(20.0), text(20.0 * e)) - 1.0).abs() < 1e-6);
+        assert!((fluency(text(20.0), text(40.0 * e)) - 0.5).abs() < 1e-6);
         assert_eq!(fluency(text(20.0), text(10.0)), 1.0);
         assert_eq!(fluency(text(20.0), Likelihood::of(f32::NAN, 1)), 1.0);
         assert_eq!(Likelihood::of(f32::INFINITY, 5), Likelihood::default());

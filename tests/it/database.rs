@@ -44,6 +44,24 @@ async fn tables_are_made_once_and_hold_what_was_committed() {
     }
 }
 
+/// As `serve` and `worker` do on a machine where there was nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_that_start_at_once_find_the_same_tables() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let starting: Vec<_> = (0..6)
+            .map(|_| {
+                let folder = folder.path().to_owned();
+                tokio::spawn(async move { Database::open(None, &folder).await })
+            })
+            .collect();
+        for started in starting {
+            let db = started.await.unwrap().unwrap();
+            assert_eq!(count(&db).await.unwrap(), 0);
+        }
+    }
+}
+
 #[tokio::test]
 async fn tables_of_a_newer_program_are_refused() {
     for database in databases::each().await {
