@@ -2,7 +2,7 @@
 //!
 //! - [`metrics`]: the figures, each with its formula; from samples to a summary, without a model.
 //! - [`run`]: rewrites held-back examples with two adapters of one model and measures both on the same sentences.
-//! - [`decide`]: the stated rule by which a finished training becomes the active version, or does not.
+//! - [`mod@decide`]: the stated rule by which a finished training becomes the active version, or does not.
 //!
 //! The scorers are those of the service: they judge what it does by its own standards. An independent judge is no part of the
 //! program (docs/EXPERIMENTS.md).
