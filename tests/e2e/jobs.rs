@@ -94,13 +94,7 @@ impl Bench {
     fn worker(&self, machine: &str, more: &[&str]) -> Worker {
         let url = format!("sqlite://{}", self.folder.path().join("queue.db").display());
         let data_dir = self.data_dir(machine);
-        let mut command = detoxd(&[
-            "worker",
-            "--model",
-            MODEL,
-            "--lease",
-            "3s",
-        ]);
+        let mut command = detoxd(&["worker", "--model", MODEL, "--lease", "3s"]);
         command
             .args([
                 "--train-threads",
