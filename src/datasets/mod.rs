@@ -1,6 +1,6 @@
 //! Datasets that were uploaded: a row in the database, the lines in the store.
 //!
-//! - [`upload`]: bytes as they arrive, checked line by line, kept as a whole or not at all.
+//! - `upload`: bytes as they arrive, checked line by line, kept as a whole or not at all.
 //!
 //! What does not live here: what a line means (`train::dataset`), and bodies of requests (`http`).
 //!

@@ -293,3 +293,48 @@ fn a_dataset_of_gigabytes_is_refused_without_being_read() {
         .unwrap();
     assert!(answer.contains("at most 1000000 bytes are accepted"), "{answer}");
 }
+
+#[test]
+fn an_adapter_is_imported_activated_rolled_back_exported_and_deleted() {
+    let house = House::new();
+    let _service = house.serve(&[]);
+    let active = || {
+        house.json(&["adapter", "list"])["deployment"]["active"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(active(), "adapter@1");
+    house.ok(&["adapter", "import", ADAPTER, "--name", "other"]);
+    let shown = house.json(&["adapter", "show", "other@1"]);
+    assert_eq!((&shown["source"], &shown["name"]), (&"import".into(), &"other".into()));
+    let wrong = house.fails(&["adapter", "activate", "other@1", "--expected", "other@7"]);
+    assert!(wrong.contains("adapter@1") && wrong.contains("other@7"), "{wrong}");
+    house.ok(&["adapter", "activate", "other@1", "--expected", "adapter@1"]);
+    assert_eq!(active(), "other@1");
+    let history = house.ok(&["adapter", "history"]);
+    assert!(history.lines().nth(1).unwrap().contains("other@1"), "{history}");
+    house.ok(&["adapter", "rollback", "--expected", "other@1"]);
+    assert_eq!(active(), "adapter@1");
+
+    house.ok(&["adapter", "traffic", "other@1=0.25", "--shadow", "other@1"]);
+    let deployment = &house.json(&["adapter", "list"])["deployment"];
+    assert_eq!(
+        (&deployment["weights"][0]["weight"], &deployment["shadow"]),
+        (&0.25.into(), &"other@1".into())
+    );
+    house.ok(&["adapter", "traffic"]);
+    house.ok(&["adapter", "compare", "adapter@1", "other@1"]);
+
+    let archive = house.folder.path().join("other.tar.gz");
+    house.ok(&["adapter", "export", "other@1", "--out", archive.to_str().unwrap()]);
+    house.ok(&["adapter", "import", archive.to_str().unwrap(), "--name", "third"]);
+    let sha256 = |version: &str| house.json(&["adapter", "show", version])["sha256"].clone();
+    assert_eq!(sha256("third@1"), sha256("other@1"));
+
+    house.ok(&["adapter", "pin", "other@1"]);
+    house.fails(&["adapter", "delete", "other@1"]);
+    house.ok(&["adapter", "unpin", "other@1"]);
+    house.ok(&["adapter", "delete", "other@1"]);
+    house.fails(&["adapter", "show", "other@1"]);
+}

@@ -64,8 +64,8 @@ async fn datasets_are_kept_once_listed_in_pages_and_stay_while_needed() {
             created_by: "test".to_owned(),
         };
         // A job and the deletion of its data at once: the one or the other.
-        let (submitted, deleted) =
-            tokio::join!(queue.submit(new.clone(), &actor()), datasets.delete(&ids[0], &actor()));
+        let asker = actor();
+        let (submitted, deleted) = tokio::join!(queue.submit(new, &asker), datasets.delete(&ids[0], &asker));
         match (submitted, deleted) {
             (Ok(_), Err(DatasetError::InUse { .. })) => {}
             (Err(detoxd::jobs::QueueError::Db(error)), Ok(())) => assert!(error.is_reference(), "{error}"),
@@ -83,8 +83,9 @@ async fn keys_are_found_listed_and_revoked_and_the_audit_has_it_all() {
         let (second, _) = keys.create("second", Scope::Admin, &actor()).await.unwrap();
         let holder = keys.holder(secret.expose()).await.unwrap().unwrap();
         assert_eq!((holder.id, holder.scope), (first.id.clone(), Scope::Train));
-        assert_eq!(keys.list(None, 1).await.unwrap(), [second.clone()]);
-        assert_eq!(keys.list(Some(&second.id), 9).await.unwrap(), [first.clone()]);
+        assert_eq!(keys.list(None, 1).await.unwrap(), std::slice::from_ref(&second));
+        let rest = keys.list(Some(&second.id), 9).await.unwrap();
+        assert_eq!(rest, std::slice::from_ref(&first));
         keys.revoke(&first.id, &actor()).await.unwrap();
         assert_eq!(keys.holder(secret.expose()).await.unwrap(), None);
         assert!(keys.any(Scope::Admin).await.unwrap() && !keys.any(Scope::Train).await.unwrap());
