@@ -22,3 +22,4 @@ mod store;
 mod stream;
 mod support;
 mod train;
+mod worker;
