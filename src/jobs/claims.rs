@@ -263,9 +263,24 @@ impl Queue {
     /// # Errors
     /// When the database fails.
     pub async fn rescue(&self) -> Result<Vec<(String, JobState)>, DbError> {
+        self.take_away(None).await
+    }
+
+    /// Takes its jobs away from a worker that is known to have ended, without waiting for the lease: otherwise as [`Queue::rescue`].
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn rescue_from(&self, worker: &str) -> Result<Vec<(String, JobState)>, DbError> {
+        self.take_away(Some(worker)).await
+    }
+
+    async fn take_away(&self, worker: Option<&str>) -> Result<Vec<(String, JobState)>, DbError> {
         let lost = JobError {
             kind: "lost".to_owned(),
-            message: "the worker was not heard of within its lease".to_owned(),
+            message: match worker {
+                Some(_) => "the worker ended in the middle of it".to_owned(),
+                None => "the worker was not heard of within its lease".to_owned(),
+            },
         };
         let rows = sqlx::query(
             "UPDATE jobs SET state = CASE WHEN cancel_requested = 1 THEN 'cancelled' WHEN attempts >= max_attempts THEN 'failed' \
@@ -273,10 +288,11 @@ impl Queue {
              finished_at = CASE WHEN cancel_requested = 1 OR attempts >= max_attempts THEN $1 ELSE finished_at END, \
              error = CASE WHEN cancel_requested = 1 THEN error ELSE $2 END, \
              run_after = $1, lease_until = NULL, phase = NULL, revision = revision + 1 \
-             WHERE state = 'running' AND lease_until < $1 RETURNING id, state",
+             WHERE state = 'running' AND (lease_until < $1 OR worker = $3) RETURNING id, state",
         )
         .bind(now())
         .bind(to_json(&lost)?)
+        .bind(worker)
         .fetch_all(self.db.pool())
         .await?;
         rows.into_iter()

@@ -1,13 +1,15 @@
 //! The worker: looks for a job, runs it, looks for the next.
 
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::child::Program;
+use super::job::JobState;
 use super::metrics::JobMetrics;
 use super::queue::Queue;
 use super::run::{self, Ended};
@@ -56,6 +58,52 @@ pub enum TickOutcome {
     DeviceInUse,
     /// A job was run.
     Ran(Ended),
+}
+
+/// A device in the hands of one worker: a locked file that holds the worker's id. The lock is released when the file is closed,
+/// however the process ends.
+struct Device {
+    file: File,
+    /// Who took it last.
+    before: Option<String>,
+}
+
+impl Device {
+    /// None while another process has it.
+    fn lock(path: &Path) -> std::io::Result<Option<Self>> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let mut before = String::new();
+        file.read_to_string(&mut before)?;
+        Ok(Some(Self {
+            file,
+            before: Some(before).filter(|before| !before.is_empty()),
+        }))
+    }
+
+    /// Says who has it now. When that can't be written the next one waits for the lease, that is all.
+    fn take(&self, worker: &str) {
+        let written = self.file.set_len(0).and_then(|()| {
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(0))?;
+            file.write_all(worker.as_bytes())
+        });
+        if let Err(error) = written {
+            tracing::warn!(%error, "who has the device can't be written down");
+        }
+    }
 }
 
 impl Worker {
@@ -121,32 +169,32 @@ impl Worker {
     /// # Errors
     /// When the database fails before a job is claimed.
     pub async fn tick(&self, stop: &CancellationToken) -> Result<TickOutcome, DbError> {
-        let rescued = self.queue.rescue().await?;
-        self.count(|metrics| metrics.rescued(rescued.len() as u64));
-        for (job, state) in rescued {
-            tracing::warn!(job, %state, "its worker was not heard of");
-        }
-        let Some(_device) = self.lock_device() else {
+        self.rescued(self.queue.rescue().await?);
+        let Some(device) = self.lock_device() else {
             return Ok(TickOutcome::DeviceInUse);
         };
+        // Who had the device before and has not given a job back has ended in the middle of it: nobody waits for that lease.
+        if let Some(before) = device.before.as_deref().filter(|before| *before != self.id) {
+            self.rescued(self.queue.rescue_from(before).await?);
+        }
+        device.take(&self.id);
         let Some(claim) = self.queue.claim(&self.id, self.config.lease).await? else {
             return Ok(TickOutcome::Idle);
         };
         Ok(TickOutcome::Ran(run::run(self, claim, stop).await))
     }
 
-    /// The lock on this machine's processors: two trainings at once would take longer than one after the other. It is released when
-    /// the file is closed, however the process ends.
-    fn lock_device(&self) -> Option<File> {
+    fn rescued(&self, jobs: Vec<(String, JobState)>) {
+        self.count(|metrics| metrics.rescued(jobs.len() as u64));
+        for (job, state) in jobs {
+            tracing::warn!(job, %state, "its worker has ended or was not heard of");
+        }
+    }
+
+    /// The lock on this machine's processors: two trainings at once would take longer than one after the other.
+    fn lock_device(&self) -> Option<Device> {
         let path = self.data_dir.join("device-cpu.lock");
-        let opened = std::fs::create_dir_all(&self.data_dir)
-            .and_then(|()| File::options().create(true).append(true).open(&path))
-            .and_then(|file| match file.try_lock() {
-                Ok(()) => Ok(Some(file)),
-                Err(TryLockError::WouldBlock) => Ok(None),
-                Err(TryLockError::Error(error)) => Err(error),
-            });
-        opened.unwrap_or_else(|error| {
+        Device::lock(&path).unwrap_or_else(|error| {
             tracing::warn!(%error, path = %path.display(), "the lock of the device can't be had");
             None
         })

@@ -277,6 +277,29 @@ async fn a_rescue_counts_as_an_attempt_and_the_last_one_makes_a_dead_letter() {
 }
 
 #[tokio::test]
+async fn a_worker_known_to_have_ended_loses_its_job_before_its_lease_is_over() {
+    on_each(async |bench| {
+        let (first, second) = (
+            bench.put(bench.new_job("a")).await.id,
+            bench.put(bench.new_job("b")).await.id,
+        );
+        let lease = Duration::from_secs(60);
+        let ended = bench.queue.claim("ended", lease).await.unwrap().unwrap();
+        let alive = bench.queue.claim("alive", lease).await.unwrap().unwrap();
+        assert_eq!((&ended.job.id, &alive.job.id), (&first, &second));
+        assert_eq!(bench.queue.rescue_from("nobody").await.unwrap(), []);
+        let rescued = bench.queue.rescue_from("ended").await.unwrap();
+        assert_eq!(rescued, [(first.clone(), JobState::Queued)]);
+        assert_writes_nothing(bench, &ended).await;
+        assert_eq!(bench.job(&second).await.state, JobState::Running);
+        // Before jobs that came later, and with the attempt spent.
+        let again = bench.queue.claim("next", lease).await.unwrap().unwrap();
+        assert_eq!((again.job.id, again.job.attempts), (first, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn handing_a_job_back_spends_no_attempt() {
     on_each(async |bench| {
         let new = NewJob {

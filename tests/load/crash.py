@@ -201,21 +201,15 @@ for kill in range(options.kills):
             if now["status"] not in ("running", "queued"):
                 running.remove(job)
                 break
-            if now["attempts"] > before[job]["attempts"] and now["status"] == "running" and now.get("progress"):
-                base = (before[job].get("progress") or {"step": 0})["step"]
-                if now.get("phase") == "training" and now["progress"]["step"] > 0:
-                    lost = job
-                    resumed.append(time.monotonic() - started)
-                    back = base - now["progress"]["step"]
-                    break
+            if now["attempts"] > before[job]["attempts"] and now["status"] == "running" and now.get("progress") != before[job].get("progress"):
+                lost = job
+                resumed.append(time.monotonic() - started)
+                back = (before[job].get("progress") or {"step": 0})["step"] - now["progress"]["step"] + 1
+                break
         else:
-            if victim.startswith("worker") or victim == "serve":
-                worker_alive = options.postgres and victim == "serve"
-                if worker_alive:
-                    break
-                others = options.postgres and time.monotonic() - started > 20
-                if others:
-                    break
+            # A worker that had no job loses none, and serve has none when workers run them.
+            if options.postgres and (victim == "serve" or time.monotonic() - started > 25):
+                break
             time.sleep(0.1)
     note = f"; training again after {resumed[-1]:.1f} s, {max(back, 0)} steps made again" if lost else ""
     print(f"kill {kill + 1}: {victim}{note}", flush=True)
