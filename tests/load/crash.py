@@ -255,7 +255,7 @@ for item in call("/adapters")["adapters"]:
 for process in processes.values():
     process.stop()
 
-figure = lambda values: f"median {sorted(values)[len(values) // 2]:.1f} s, longest {max(values):.1f} s ({len(values)})" if values else "none"
+figure = lambda values: f"median {sorted(values)[len(values) // 2]:.2f} s, longest {max(values):.2f} s ({len(values)})" if values else "none"
 print(f"kills {options.kills}; jobs {len(jobs)}, all succeeded: {all(state['status'] == 'succeeded' for state in final.values())}")
 print(f"attempts a job: {[state['attempts'] for state in final.values()]}")
 print(f"ready after a restart: {figure(ready)}")
