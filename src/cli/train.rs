@@ -185,7 +185,7 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
                 settings: settings.policy(),
                 reward: &scores,
                 tokenizer,
-                end: prompt.end(),
+                prompt,
             };
             Goal::Reward(&policy)
         }

@@ -14,6 +14,7 @@ use crate::model::Decoder;
 use crate::model::kv_cache::{CachedSequence, KvCache};
 use crate::model::layers::Adaptation;
 use crate::model::tokenizer::TextTokenizer;
+use crate::prompt::RewritePrompt;
 
 /// What a rewrite of a source is worth; higher is better.
 pub trait Reward: Send + Sync {
@@ -44,8 +45,8 @@ pub struct PolicyOptimisation<'a> {
     pub reward: &'a dyn Reward,
     /// To show it the texts.
     pub tokenizer: &'a TextTokenizer,
-    /// The token that ends a rewrite.
-    pub end: u32,
+    /// The prompt of the sets that texts are written for.
+    pub prompt: RewritePrompt,
 }
 
 /// Texts that the policy wrote, ready for updates.
@@ -90,11 +91,11 @@ impl PolicyOptimisation<'_> {
         let beside = reference.nll(&batch)?;
         let mut groups = Vec::with_capacity(prompts.len());
         for (set, spans) in prompts.iter().zip(&batch.sets) {
-            let source = self.text(&set.prompt)?;
+            let source = self.text(self.prompt.source(&set.prompt))?;
             let mut group = Vec::with_capacity(set.positives.len());
             for (tokens, span) in set.positives.iter().zip(&spans.positives) {
                 let reward = match tokens.split_last() {
-                    Some((&last, rewrite)) if last == self.end => self.reward.reward(&source, &self.text(rewrite)?),
+                    Some((&last, rewrite)) if last == self.prompt.end() => self.reward.reward(&source, &self.text(rewrite)?),
                     _ => 0.0,
                 };
                 let log_ratios = span
@@ -172,7 +173,7 @@ impl PolicyOptimisation<'_> {
             }
         }
         loop {
-            let mut going: Vec<&mut Writing> = texts.iter_mut().filter(|text| text.goes_on(self.end)).collect();
+            let mut going: Vec<&mut Writing> = texts.iter_mut().filter(|text| text.goes_on(self.prompt.end())).collect();
             if going.is_empty() {
                 break;
             }

@@ -179,8 +179,7 @@ async fn the_other_fields_have_theirs() {
         (json!({ "name": 3 }), "name"),
         (json!({ "dataset": null }), "dataset"),
         (json!({ "base": "../etc" }), "base"),
-        (json!({ "objective": "simpo" }), "objective"),
-        (json!({ "objective": "ppo" }), "objective"),
+        (json!({ "objective": "kto" }), "objective"),
         (json!({ "objective": "CP" }), "objective"),
         (json!({ "evaluate": "yes" }), "evaluate"),
         (json!({ "activate": true }), "activate"),
@@ -202,6 +201,8 @@ async fn the_other_fields_have_theirs() {
             json!("smollm2-135m"),
         ),
         (json!({ "objective": "sft" }), "/request/objective", json!("sft")),
+        (json!({ "objective": "simpo" }), "/request/objective", json!("simpo")),
+        (json!({ "objective": "ppo" }), "/request/objective", json!("ppo")),
         (json!({ "evaluate": false }), "/request/evaluate/held_back", json!(0.0)),
         (
             json!({ "evaluate": true }),

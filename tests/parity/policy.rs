@@ -4,6 +4,7 @@ use std::path::Path;
 
 use detoxd::model::Decoder;
 use detoxd::model::tokenizer::TextTokenizer;
+use detoxd::prompt::RewritePrompt;
 use detoxd::train::batch::TokenSet;
 use detoxd::train::objectives::Dpo;
 use detoxd::train::rollout::{PolicyOptimisation, PolicySettings, Reward};
@@ -33,7 +34,7 @@ fn tokenizer() -> TextTokenizer {
     TextTokenizer::from_file(tiny::folder("tied").join("tokenizer.json")).unwrap()
 }
 
-/// A token that the small model often writes, so that texts end.
+/// Ends a rewrite; the small model writes it often enough.
 const END: u32 = 2;
 
 fn policy(tokenizer: &TextTokenizer) -> PolicyOptimisation<'_> {
@@ -41,7 +42,7 @@ fn policy(tokenizer: &TextTokenizer) -> PolicyOptimisation<'_> {
         settings: SETTINGS,
         reward: &Brevity,
         tokenizer,
-        end: END,
+        prompt: RewritePrompt::new(tokenizer).unwrap(),
     }
 }
 
