@@ -31,6 +31,11 @@ impl RewritePrompt {
         tokens
     }
 
+    /// The source of a prompt that [`RewritePrompt::tokens`] made.
+    pub fn source<'a>(&self, prompt: &'a [u32]) -> &'a [u32] {
+        prompt.get(1..prompt.len().saturating_sub(1)).unwrap_or_default()
+    }
+
     /// The token that ends a rewrite.
     pub fn end(&self) -> u32 {
         self.end
@@ -41,3 +46,21 @@ impl RewritePrompt {
 #[derive(Debug, thiserror::Error)]
 #[error("the model's vocabulary has no {0}, which the rewrite prompt needs")]
 pub struct MissingMarker(&'static str);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_prompts_source_is_what_it_was_made_of() {
+        let file = "tests/fixtures/llama-tiny/tied/tokenizer.json";
+        let tokenizer = TextTokenizer::from_file(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let prompt = RewritePrompt::new(&tokenizer).unwrap();
+        for source in [&[7, 8, 9][..], &[]] {
+            assert_eq!(prompt.source(&prompt.tokens(source)), source);
+        }
+        assert!(prompt.source(&[]).is_empty());
+    }
+}

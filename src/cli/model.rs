@@ -6,7 +6,9 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use indicatif::DecimalBytes;
 
+use super::train::SaveDType;
 use crate::model::catalogue::{self, Catalogue, Entry, Progress};
+use crate::model::merge;
 
 /// Arguments of `detoxd model`.
 #[derive(Debug, Args)]
@@ -38,6 +40,21 @@ enum ModelCommand {
         /// The file, or the folder that holds its files
         path: PathBuf,
     },
+    /// Merge an adapter into its base: a full checkpoint in Hugging Face layout
+    Merge {
+        /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
+        #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
+        model: String,
+        /// The adapter, a PEFT folder
+        #[arg(long, value_name = "FOLDER")]
+        adapter: PathBuf,
+        /// Folder of the merged checkpoint
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+        /// Type of the numbers [default: the base's, or f16 where that is quantised]
+        #[arg(long, value_enum)]
+        save_dtype: Option<SaveDType>,
+    },
 }
 
 /// Runs `detoxd model`. Blocks.
@@ -62,6 +79,16 @@ pub fn run(args: ModelArgs) -> anyhow::Result<()> {
             let entry = find(&catalogue, &name)?;
             let path = catalogue::import(entry, &path, &cache)?;
             println!("{}", path.display());
+        }
+        ModelCommand::Merge {
+            model,
+            adapter,
+            out,
+            save_dtype,
+        } => {
+            let base = super::model_path(&model, Some(&cache))?;
+            merge::merge(&base, &adapter, &out, save_dtype.map(Into::into))?;
+            println!("{}", out.display());
         }
     }
     Ok(())

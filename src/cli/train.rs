@@ -1,6 +1,7 @@
 //! `detoxd train`: trains an adapter or a new model from JSON lines.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,17 +13,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
 use crate::config::LogSettings;
-use crate::model::lora::{LoraConfig, LoraModel, MODULES};
+use crate::model::lora::{LoraConfig, LoraModel};
 use crate::model::tokenizer::TextTokenizer;
 use crate::model::weights::{ModelFiles, Purpose};
 use crate::model::whole::Blueprint;
 use crate::model::{Decoder, ModelError};
 use crate::prompt::{MissingMarker, RewritePrompt};
-use crate::train::objectives::{ContrastivePerplexity, Objective, Phi, Sft, Similarity};
-use crate::train::optimizer::{AdamWConfig, Schedule};
+use crate::scoring::{SimilarityScorer, ToxicityScorer};
+use crate::train::TrainError;
+use crate::train::dataset::Examples;
+use crate::train::rollout::{PolicyOptimisation, Reward};
+use crate::train::settings::{ConditioningName, Hyperparameters, ObjectiveName, Settings};
+use crate::train::tokenise::{Conditioning, TokenSets, tokenise};
 use crate::train::trainable::Start;
-use crate::train::trainer::{Observer, Schedules, StepReport, Trainer};
-use crate::train::{TrainError, batch, dataset};
+use crate::train::trainer::{Goal, Observer, StepReport, Trainer};
 
 /// Trains a LoRA adapter for the rewrite prompt, or a new model.
 #[derive(Debug, Args)]
@@ -81,15 +85,6 @@ enum Report {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum ObjectiveName {
-    /// Contrastive perplexity
-    Cp,
-    /// Supervised fine-tuning on the positives
-    Sft,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum TrainDType {
     F32,
@@ -97,7 +92,7 @@ enum TrainDType {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SaveDType {
+pub(super) enum SaveDType {
     F32,
     F16,
     Bf16,
@@ -118,138 +113,6 @@ impl From<SaveDType> for DType {
             SaveDType::F32 => Self::F32,
             SaveDType::F16 => Self::F16,
             SaveDType::Bf16 => Self::BF16,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum SimilarityName {
-    /// exp(-|phi - c|) / tau
-    Paper,
-    /// exp(-|phi - c| / tau)
-    Symmetric,
-    /// exp(-(phi - c) / tau) for negatives
-    Directed,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum PhiName {
-    Perplexity,
-    LogPerplexity,
-}
-
-#[derive(Debug, Args, Serialize)]
-struct Hyperparameters {
-    /// Passes over the data
-    #[arg(long, default_value_t = 1.0)]
-    epochs: f64,
-    /// Stops after so many steps
-    #[arg(long)]
-    max_steps: Option<usize>,
-    /// Most tokens in a packed batch
-    #[arg(long, default_value_t = 2048)]
-    batch_tokens: usize,
-    /// Batches a step
-    #[arg(long, default_value_t = 1)]
-    gradient_accumulation: usize,
-    /// Peak learning rate
-    #[arg(long, default_value_t = 2e-4)]
-    learning_rate: f64,
-    /// Steps to reach it
-    #[arg(long, default_value_t = 30)]
-    warmup_steps: usize,
-    /// What follows
-    #[arg(long, value_enum, default_value_t = Schedule::Cosine)]
-    schedule: Schedule,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Rank of a new adapter
-    #[arg(long, default_value_t = 16)]
-    lora_rank: usize,
-    /// A new adapter's updates are scaled by alpha / rank
-    #[arg(long, default_value_t = 32.0)]
-    lora_alpha: f64,
-    /// Modules a new adapter updates
-    #[arg(long, value_delimiter = ',', default_values_t = MODULES.map(str::to_owned))]
-    target_modules: Vec<String>,
-    /// Longest prompt with its rewrite, in tokens
-    #[arg(long, default_value_t = 256)]
-    max_tokens: usize,
-    /// Most positives a set (|P|)
-    #[arg(long, default_value_t = 4)]
-    num_positives: usize,
-    /// Most negatives a set (|N|); none are used by sft
-    #[arg(long, default_value_t = 6)]
-    num_negatives: usize,
-    /// What is compared
-    #[arg(long, value_enum, default_value_t = PhiName::LogPerplexity)]
-    phi: PhiName,
-    /// How distance from the prototype becomes similarity
-    #[arg(long, value_enum, default_value_t = SimilarityName::Directed)]
-    similarity: SimilarityName,
-    /// Negatives so far above the prototype are left alone (directed)
-    #[arg(long, default_value_t = 1.0)]
-    margin: f64,
-    /// Temperature
-    #[arg(long, default_value_t = 0.3)]
-    tau: f64,
-    /// Weight of the negatives
-    #[arg(long, default_value_t = 1.0)]
-    alpha: f64,
-    /// The prototype is a constant for the gradient
-    #[arg(long)]
-    detach_prototype: bool,
-    /// Weight of the contrastive term
-    #[arg(long, default_value_t = 0.75)]
-    cp_weight: f64,
-    /// Weight of the likelihood of the positives
-    #[arg(long, default_value_t = 1.0)]
-    sft_weight: f64,
-}
-
-impl Hyperparameters {
-    fn objective(&self, name: ObjectiveName) -> Box<dyn Objective> {
-        match name {
-            ObjectiveName::Sft => Box::new(Sft),
-            ObjectiveName::Cp => Box::new(ContrastivePerplexity {
-                phi: match self.phi {
-                    PhiName::Perplexity => Phi::Perplexity,
-                    PhiName::LogPerplexity => Phi::LogPerplexity,
-                },
-                similarity: match self.similarity {
-                    SimilarityName::Paper => Similarity::Paper,
-                    SimilarityName::Symmetric => Similarity::Symmetric,
-                    SimilarityName::Directed => Similarity::Directed { margin: self.margin },
-                },
-                tau: self.tau,
-                alpha: self.alpha,
-                detach_prototype: self.detach_prototype,
-                weight: self.cp_weight,
-                sft_weight: self.sft_weight,
-            }),
-        }
-    }
-
-    fn schedules(&self, objective: ObjectiveName) -> Schedules {
-        Schedules {
-            epochs: self.epochs,
-            max_steps: self.max_steps,
-            batch_tokens: self.batch_tokens,
-            gradient_accumulation: self.gradient_accumulation,
-            learning_rate: self.learning_rate,
-            warmup_steps: self.warmup_steps,
-            schedule: self.schedule,
-            seed: self.seed,
-            num_positives: self.num_positives,
-            num_negatives: if objective == ObjectiveName::Sft {
-                0
-            } else {
-                self.num_negatives
-            },
-            adamw: AdamWConfig::default(),
         }
     }
 }
@@ -297,23 +160,41 @@ fn kind(error: &anyhow::Error) -> Kind {
 
 /// Trains; `None` when `observer` stopped the run.
 fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<PathBuf>> {
-    let hyperparameters = &args.hyperparameters;
-    if hyperparameters.epochs <= 0.0 || hyperparameters.gradient_accumulation == 0 || hyperparameters.tau <= 0.0 {
-        let message = "epochs, gradient-accumulation and tau must be positive";
-        return Err(TrainError::Setting(message.to_owned()).into());
-    }
+    let settings = Settings::resolve(&args.hyperparameters, args.objective)?;
     let trained = Trained::open(args)?;
     let tokenizer = trained.tokenizer();
-    let prompt = RewritePrompt::new(tokenizer)?;
-    let examples = dataset::read(&args.data)?;
-    let sets = batch::tokenise(&examples, tokenizer, &prompt, hyperparameters.max_tokens)?;
-    let objective = hyperparameters.objective(args.objective);
-    let schedules = hyperparameters.schedules(args.objective);
-    let mut settings = serde_json::to_value(hyperparameters)?;
-    settings["objective"] = serde_json::to_value(args.objective)?;
-    settings["examples"] = sets.len().into();
+    let prompt = match settings.conditioning {
+        ConditioningName::Prompt => Some(RewritePrompt::new(tokenizer)?),
+        ConditioningName::Nothing => None,
+    };
+    let conditioning = prompt.map_or(Conditioning::Nothing, Conditioning::Prompt);
+    let examples = Examples::open(&args.data)?;
+    let TokenSets { sets, left_out } = tokenise(examples, tokenizer, conditioning, settings.max_tokens)?;
+    if left_out > 0 {
+        tracing::warn!(left_out, used = sets.len(), "some examples are too long or too short");
+    }
+    let schedules = settings.schedules();
+    let objective = settings.objective();
+    let scores;
+    let policy;
+    let goal = match (&objective, prompt) {
+        (Some(objective), _) => Goal::Loss(&**objective),
+        (None, Some(prompt)) => {
+            scores = RewriteScores::new()?;
+            policy = PolicyOptimisation {
+                settings: settings.policy(),
+                reward: &scores,
+                tokenizer,
+                prompt,
+            };
+            Goal::Reward(&policy)
+        }
+        (None, None) => return Err(TrainError::Setting("this objective needs the rewrite prompt".to_owned()).into()),
+    };
+    let mut recorded = serde_json::to_value(&settings)?;
+    recorded["examples"] = sets.len().into();
     if args.new_model.is_some() {
-        settings["new_model"] = true.into();
+        recorded["new_model"] = true.into();
     }
     let base;
     let start = match &trained {
@@ -328,20 +209,20 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
                 },
                 &Device::Cpu,
             )?;
-            adapter(args, &base)?
+            adapter(args, &settings, &base)?
         }
     };
     let trainer = Trainer {
         run: &args.out,
         sets: &sets,
-        objective: &*objective,
+        goal,
         schedules: &schedules,
-        settings: settings.clone(),
+        settings: recorded.clone(),
         checkpoint_every: Duration::from_secs_f64(args.checkpoint_minutes.max(0.0) * 60.0),
         save_dtype: args.save_dtype.into(),
     };
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
-    std::fs::write(args.out.join("config.json"), format!("{settings:#}\n"))?;
+    std::fs::write(args.out.join("config.json"), format!("{recorded:#}\n"))?;
     Ok(trainer.train(start, args.resume, observer)?)
 }
 
@@ -369,8 +250,30 @@ impl Trained {
     }
 }
 
-fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>> {
-    let hyperparameters = &args.hyperparameters;
+/// What a text that the model wrote is worth: similarity in meaning times the probability of not being toxic. A copy of a toxic
+/// source is as worthless as a harmless text about something else.
+struct RewriteScores {
+    toxicity: Arc<ToxicityScorer>,
+    similarity: SimilarityScorer,
+}
+
+impl RewriteScores {
+    fn new() -> anyhow::Result<Self> {
+        let toxicity = Arc::new(ToxicityScorer::embedded()?);
+        Ok(Self {
+            similarity: SimilarityScorer::new(toxicity.clone()),
+            toxicity,
+        })
+    }
+}
+
+impl Reward for RewriteScores {
+    fn reward(&self, source: &str, rewrite: &str) -> f64 {
+        f64::from(self.similarity.score(source, rewrite)) * (1.0 - f64::from(self.toxicity.score(rewrite)))
+    }
+}
+
+fn adapter<'a>(args: &TrainArgs, settings: &Settings, base: &'a Decoder) -> anyhow::Result<Start<'a>> {
     Ok(match &args.init_adapter {
         Some(folder) => Start::Adapter {
             base,
@@ -379,9 +282,9 @@ fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>>
         None => Start::NewAdapter {
             base,
             config: LoraConfig {
-                r: hyperparameters.lora_rank,
-                lora_alpha: hyperparameters.lora_alpha,
-                target_modules: hyperparameters.target_modules.iter().cloned().collect(),
+                r: settings.lora_rank,
+                lora_alpha: settings.lora_alpha,
+                target_modules: settings.target_modules.iter().cloned().collect(),
                 base_model_name_or_path: args.base_name.clone().unwrap_or_else(|| args.model.clone()),
             },
         },

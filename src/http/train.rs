@@ -65,13 +65,18 @@ pub struct TrainBody {
     priority: Option<i64>,
 }
 
-/// What is minimised: `cp` contrastive perplexity (the default), `sft` the likelihood of the positives.
+/// What is minimised: `cp` contrastive perplexity (the default), `sft` the likelihood of the positives, `dpo` and `simpo` preferences of
+/// positives over negatives; `ppo` maximises similarity times (1 - toxicity) of rewrites that the model writes.
 #[derive(Debug, ToSchema)]
 #[schema(rename_all = "snake_case")]
 #[allow(dead_code, reason = "for the OpenAPI document")]
 enum ObjectiveWord {
     Cp,
     Sft,
+    Dpo,
+    #[schema(rename = "simpo")]
+    SimPo,
+    Ppo,
 }
 
 /// When the result becomes the active version: `never` by itself (the default), `if_better` than the active one, `always`.
@@ -251,14 +256,16 @@ fn base(fields: &mut Fields, served: &str) -> String {
 }
 
 fn objective(fields: &mut Fields) -> ObjectiveName {
-    let wrong = match fields.text("objective").as_deref() {
-        None | Some("cp") => return ObjectiveName::Cp,
-        Some("sft") => return ObjectiveName::Sft,
-        Some("dpo" | "simpo" | "ppo") => "is not supported by this version; supported: cp, sft",
-        Some(_) => "must be one of: cp, sft",
+    let Some(given) = fields.text("objective") else {
+        return ObjectiveName::default();
     };
-    fields.error("objective", wrong);
-    ObjectiveName::Cp
+    ObjectiveName::ALL
+        .into_iter()
+        .find(|objective| objective.as_str() == given)
+        .unwrap_or_else(|| {
+            fields.error("objective", "must be one of: cp, sft, dpo, simpo, ppo");
+            ObjectiveName::default()
+        })
 }
 
 fn evaluation(fields: &mut Fields) -> Evaluation {

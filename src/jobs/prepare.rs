@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use super::checkpoints;
 use super::claims::Healing;
 use super::finish::{self, Baseline};
-use super::request::ObjectiveName;
 use super::run::{Attempt, Interrupted};
 use super::split::split;
 use super::worker::BaseError;
@@ -114,11 +113,7 @@ pub(super) fn training(attempt: &Attempt<'_>, prepared: &Prepared) -> Vec<OsStri
     add("--data", prepared.train.clone().into());
     add("--out", attempt.folder.clone().into());
     add("--checkpoint-minutes", minutes.to_string().into());
-    let objective = match request.objective {
-        ObjectiveName::Cp => "cp",
-        ObjectiveName::Sft => "sft",
-    };
-    add("--objective", objective.into());
+    add("--objective", request.objective.as_str().into());
     if let Some(init) = &prepared.init {
         add("--init-adapter", init.clone().into());
     }

@@ -30,6 +30,29 @@ pub enum ObjectiveName {
     Cp,
     /// Supervised fine-tuning on the positives.
     Sft,
+    /// Direct preference optimisation.
+    Dpo,
+    /// Simple preference optimisation.
+    #[serde(rename = "simpo")]
+    SimPo,
+    /// Proximal policy optimisation.
+    Ppo,
+}
+
+impl ObjectiveName {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Cp, Self::Sft, Self::Dpo, Self::SimPo, Self::Ppo];
+
+    /// As requests and the command line have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cp => "cp",
+            Self::Sft => "sft",
+            Self::Dpo => "dpo",
+            Self::SimPo => "simpo",
+            Self::Ppo => "ppo",
+        }
+    }
 }
 
 /// When a finished training's version becomes the active one.
@@ -70,6 +93,9 @@ pub struct Hyperparameters {
     /// Version to start from, `name@version`; its rank, scale and modules are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_adapter: Option<String>,
+    /// Where settings come from that are not given: `rewriter`, `paper`, `released`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
     /// Passes over the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
@@ -79,6 +105,9 @@ pub struct Hyperparameters {
     /// Most tokens in a packed batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<u64>,
+    /// Most anchors in a batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<u64>,
     /// Batches a step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gradient_accumulation: Option<u64>,
@@ -112,6 +141,12 @@ pub struct Hyperparameters {
     /// Most negatives a set (|N|).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_negatives: Option<u64>,
+    /// Candidates of other anchors that are negatives beside them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_negatives: Option<u64>,
+    /// What a candidate's likelihood is conditioned on: `prompt`, `nothing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditioning: Option<String>,
     /// What is compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phi: Option<String>,
@@ -130,12 +165,33 @@ pub struct Hyperparameters {
     /// The prototype is a constant for the gradient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach_prototype: Option<bool>,
+    /// Which parts of the contrastive loss are computed: `both`, `positives`, `negatives`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sides: Option<String>,
     /// Weight of the contrastive term.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cp_weight: Option<f64>,
     /// Weight of the likelihood of the positives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sft_weight: Option<f64>,
+    /// Strength of the comparison (dpo, simpo), or price of a nat's divergence from the reference (ppo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta: Option<f64>,
+    /// Margin by which a positive is to be ahead (simpo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+    /// Compares likelihoods a token instead of those of whole texts (dpo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub length_normalised: Option<bool>,
+    /// Texts that are written for each prompt (ppo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<u64>,
+    /// Updates with the same texts (ppo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ppo_epochs: Option<u64>,
+    /// How far a likelihood ratio may go (ppo).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
 }
 
 impl Hyperparameters {
@@ -172,6 +228,8 @@ impl Hyperparameters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::settings;
+    use clap::ValueEnum;
 
     #[test]
     fn hyperparameters_become_arguments() {
@@ -191,5 +249,31 @@ mod tests {
         }
         assert_eq!(arguments.trim(), "");
         assert!(Hyperparameters::default().arguments().is_empty());
+    }
+
+    #[test]
+    fn every_hyperparameter_is_one_of_the_command() {
+        let given = r#"{"preset": "paper", "epochs": 2.0, "max_steps": 40, "batch_tokens": 512, "batch_size": 4,
+            "gradient_accumulation": 2, "learning_rate": 0.0005, "warmup_steps": 3, "schedule": "linear", "seed": 7,
+            "lora_rank": 8, "lora_alpha": 16.0, "target_modules": ["q_proj"], "max_tokens": 128, "num_positives": 3,
+            "num_negatives": 7, "random_negatives": 2, "conditioning": "prompt", "phi": "log_perplexity",
+            "similarity": "symmetric", "margin": 2.0, "tau": 0.2, "alpha": 1.1, "detach_prototype": true,
+            "sides": "both", "cp_weight": 0.5, "sft_weight": 0.25, "beta": 0.3, "gamma": 0.4,
+            "length_normalised": true, "samples": 3, "ppo_epochs": 4, "clip": 0.1}"#;
+        let hyperparameters: Hyperparameters = serde_json::from_str(given).unwrap();
+        let parsed = settings::Hyperparameters::from_arguments(&hyperparameters.arguments()).unwrap();
+        let resolved = settings::Settings::resolve(&parsed, settings::ObjectiveName::Cp).unwrap();
+        let (resolved, given) = (
+            serde_json::to_value(resolved).unwrap(),
+            serde_json::to_value(hyperparameters).unwrap(),
+        );
+        for (name, value) in given.as_object().unwrap() {
+            assert_eq!(&resolved[name], value, "{name}");
+        }
+        for objective in ObjectiveName::ALL {
+            let name = settings::ObjectiveName::from_str(objective.as_str(), false).unwrap();
+            assert_eq!(serde_json::to_value(name).unwrap(), objective.as_str());
+            assert_eq!(serde_json::to_value(objective).unwrap(), objective.as_str());
+        }
     }
 }

@@ -223,6 +223,22 @@ impl LoraModel {
         Ok(self)
     }
 
+    /// The same adapter without a gradient; its tensors are shared, so it follows what is trained.
+    pub fn detached(&self) -> Self {
+        let groups = self.groups.iter().map(|(key, group)| {
+            let group = LoraGroup {
+                a: group.a.detach(),
+                b: group.b.detach(),
+                ..group.clone()
+            };
+            (*key, group)
+        });
+        Self {
+            config: self.config.clone(),
+            groups: groups.collect(),
+        }
+    }
+
     /// The stacked tensors by name, in a fixed order: what the optimizer moves.
     pub fn parameters(&self) -> Vec<(String, Tensor)> {
         let mut keys: Vec<_> = self.groups.keys().copied().collect();

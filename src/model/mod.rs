@@ -6,7 +6,8 @@
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
 //! - [`layers`]: what a block is made of; [`decoder`]: the blocks; [`kv_cache`]: what serving remembers of a sequence.
 //! - [`fingerprint`]: what tells one base model from another.
-//! - [`lora`]: adapters in PEFT's file layout; [`whole`]: a decoder that is itself trained, from random weights to files.
+//! - [`lora`]: adapters in PEFT's file layout; [`merge`](mod@merge): one put into its base for good; [`whole`]: a decoder that is itself
+//!   trained, from random weights to files.
 //!
 //! What does not live here: sampling and batching (`engine`), losses (`train`), and anything about prompts.
 //! **Invariant:** after loading, nothing in this room reads a file.
@@ -20,6 +21,7 @@ pub mod kernels;
 pub mod kv_cache;
 pub mod layers;
 pub mod lora;
+pub mod merge;
 pub mod ops;
 pub mod packing;
 pub mod tokenizer;

@@ -65,7 +65,7 @@ pub enum TokenizerError {
     )]
     UnknownPreTokenizer(String),
     /// The file is absent, unreadable or not a tokenizer.
-    #[error("cannot read the tokenizer {}", path.display())]
+    #[error("cannot read or write the tokenizer {}", path.display())]
     File {
         /// The file that was asked for.
         path: PathBuf,
@@ -154,6 +154,14 @@ impl TextTokenizer {
             .position(|window| window == bare.get_ids())
             .map_or_else(Vec::new, |at| full.get_ids()[..at].to_vec());
         Ok(Self::new(inner, leading))
+    }
+
+    /// Writes a Hugging Face `tokenizer.json`.
+    pub fn save(&self, path: &Path) -> Result<(), TokenizerError> {
+        self.inner.save(path, true).map_err(|source| TokenizerError::File {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     fn new(mut inner: Tokenizer, leading: Vec<u32>) -> Self {

@@ -3,103 +3,36 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 
-use super::TrainError;
-use super::dataset::Example;
 use crate::model::ops::Target;
 use crate::model::packing::Packing;
-use crate::model::tokenizer::TextTokenizer;
-use crate::prompt::RewritePrompt;
 
 /// An example in tokens: the prompt that conditions every candidate, and the candidates.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TokenSet {
-    /// The rewrite prompt of the anchor.
+    /// The rewrite prompt of the anchor; empty when nothing conditions the candidates.
     pub prompt: Vec<u32>,
-    /// Positives, each with its end token.
+    /// Positives.
     pub positives: Vec<Vec<u32>>,
-    /// Negatives, each with its end token.
+    /// Hard negatives.
     pub negatives: Vec<Vec<u32>>,
+    /// Candidates of other anchors.
+    pub random: Vec<Vec<u32>>,
 }
 
 impl TokenSet {
+    /// All candidates, positives first.
+    pub fn candidates(&self) -> impl Iterator<Item = &Vec<u32>> {
+        self.positives.iter().chain(&self.negatives).chain(&self.random)
+    }
+
     /// Tokens of the set when packed.
     pub fn tokens(&self) -> usize {
-        self.prompt.len()
-            + self
-                .positives
-                .iter()
-                .chain(&self.negatives)
-                .map(Vec::len)
-                .sum::<usize>()
+        self.prompt.len() + self.candidates().map(Vec::len).sum::<usize>()
     }
-}
-
-/// Which candidates of an example a set takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SetSize {
-    /// At most so many positives.
-    pub positives: usize,
-    /// At most so many negatives.
-    pub negatives: usize,
-}
-
-/// Tokenises examples; those whose prompt and longest candidate exceed `max_tokens` are left out.
-///
-/// # Errors
-/// When none is left.
-pub fn tokenise(
-    examples: &[Example],
-    tokenizer: &TextTokenizer,
-    prompt: &RewritePrompt,
-    max_tokens: usize,
-) -> Result<Vec<TokenSet>, TrainError> {
-    let encode = |text: &str| {
-        let mut tokens = tokenizer
-            .encode(text.trim())
-            .map_err(|error| TrainError::Setting(error.to_string()))?;
-        tokens.push(prompt.end());
-        Ok::<_, TrainError>(tokens)
-    };
-    let mut sets = Vec::with_capacity(examples.len());
-    for example in examples {
-        let source = tokenizer
-            .encode(example.anchor.trim())
-            .map_err(|error| TrainError::Setting(error.to_string()))?;
-        let set = TokenSet {
-            prompt: prompt.tokens(&source),
-            positives: example
-                .positives
-                .iter()
-                .map(|text| encode(text))
-                .collect::<Result<_, _>>()?,
-            negatives: example
-                .negatives
-                .iter()
-                .map(|text| encode(text))
-                .collect::<Result<_, _>>()?,
-        };
-        let longest = set
-            .positives
-            .iter()
-            .chain(&set.negatives)
-            .map(Vec::len)
-            .max()
-            .unwrap_or(0);
-        if set.prompt.len() + longest <= max_tokens {
-            sets.push(set);
-        }
-    }
-    if sets.is_empty() {
-        return Err(TrainError::Empty(format!(
-            "every one of {} is longer than {max_tokens} tokens",
-            examples.len()
-        )));
-    }
-    Ok(sets)
 }
 
 /// A batch ready for the model: packed rows, what they must predict, and which predictions belong to which candidate.
@@ -116,56 +49,107 @@ pub struct Batch {
 }
 
 /// The candidates of one anchor, as ranges of the batch's targets.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CandidateSet {
     /// Positives.
     pub positives: Vec<Range<usize>>,
-    /// Negatives.
+    /// Hard negatives.
     pub negatives: Vec<Range<usize>>,
+    /// Random negatives.
+    pub random: Vec<Range<usize>>,
+}
+
+impl CandidateSet {
+    /// All negatives.
+    pub fn hard_and_random(&self) -> impl Iterator<Item = &Range<usize>> + Clone {
+        self.negatives.iter().chain(&self.random)
+    }
 }
 
 impl Batch {
     /// Packs sets so that each prompt is computed once and shared by its candidates.
     pub fn pack(sets: &[TokenSet]) -> Self {
-        let mut tokens = Vec::new();
+        let mut batch = Self {
+            tokens: Vec::new(),
+            packing: Arc::default(),
+            targets: Vec::new(),
+            sets: Vec::with_capacity(sets.len()),
+        };
         let mut packing = Packing::new();
-        let mut targets = Vec::new();
-        let mut ranges = Vec::with_capacity(sets.len());
         for set in sets {
-            let candidates: Vec<&Vec<u32>> = set.positives.iter().chain(&set.negatives).collect();
-            // A candidate's last token is predicted but predicts nothing.
-            let lengths: Vec<usize> = candidates.iter().map(|candidate| candidate.len() - 1).collect();
-            let starts = packing.push_shared(set.prompt.len(), &lengths);
-            tokens.extend(&set.prompt);
-            let last_of_prompt = starts[0] + set.prompt.len() - 1;
-            let mut spans = Vec::with_capacity(candidates.len());
-            for (candidate, start) in candidates.iter().zip(&starts[1..]) {
-                tokens.extend(&candidate[..candidate.len() - 1]);
-                let first = targets.len();
-                targets.extend(candidate.iter().enumerate().map(|(index, &token)| {
-                    let row = if index == 0 { last_of_prompt } else { start + index - 1 };
-                    Target { row: row as u32, token }
-                }));
-                spans.push(first..targets.len());
-            }
+            let mut spans = if set.prompt.is_empty() {
+                batch.place_alone(set, &mut packing)
+            } else {
+                batch.place_after_prompt(set, &mut packing)
+            };
+            let random = spans.split_off(set.positives.len() + set.negatives.len());
             let negatives = spans.split_off(set.positives.len());
-            ranges.push(CandidateSet {
+            batch.sets.push(CandidateSet {
                 positives: spans,
                 negatives,
+                random,
             });
         }
-        Self {
-            tokens,
-            packing: Arc::new(packing),
-            targets,
-            sets: ranges,
+        batch.packing = Arc::new(packing);
+        batch
+    }
+
+    fn place_after_prompt(&mut self, set: &TokenSet, packing: &mut Packing) -> Vec<Range<usize>> {
+        // A candidate's last token is predicted but predicts nothing.
+        let lengths: Vec<usize> = set.candidates().map(|candidate| candidate.len() - 1).collect();
+        let starts = packing.push_shared(set.prompt.len(), &lengths);
+        self.tokens.extend(&set.prompt);
+        let last_of_prompt = starts[0] + set.prompt.len() - 1;
+        let mut spans = Vec::with_capacity(lengths.len());
+        for (candidate, start) in set.candidates().zip(&starts[1..]) {
+            self.tokens.extend(&candidate[..candidate.len() - 1]);
+            let first = self.targets.len();
+            self.targets.extend(candidate.iter().enumerate().map(|(index, &token)| {
+                let row = if index == 0 { last_of_prompt } else { start + index - 1 };
+                Target { row: row as u32, token }
+            }));
+            spans.push(first..self.targets.len());
         }
+        spans
+    }
+
+    /// Each candidate as a sequence of its own, whose first token is not predicted.
+    fn place_alone(&mut self, set: &TokenSet, packing: &mut Packing) -> Vec<Range<usize>> {
+        let mut spans = Vec::new();
+        for candidate in set.candidates() {
+            let start = packing.push_sequence(candidate.len() - 1);
+            self.tokens.extend(&candidate[..candidate.len() - 1]);
+            let first = self.targets.len();
+            self.targets
+                .extend(candidate[1..].iter().enumerate().map(|(index, &token)| Target {
+                    row: (start + index) as u32,
+                    token,
+                }));
+            spans.push(first..self.targets.len());
+        }
+        spans
     }
 }
 
-/// The batches of one epoch: sets of a chosen size in a random order, grouped so that a batch holds at most
-/// `max_tokens` tokens (or one set). Depends on nothing but its arguments.
-pub fn epoch(sets: &[TokenSet], size: SetSize, max_tokens: usize, seed: u64, epoch: usize) -> Vec<Vec<TokenSet>> {
+/// What a batch takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Portions {
+    /// At most so many positives of an example.
+    pub positives: usize,
+    /// At most so many negatives of an example.
+    pub negatives: usize,
+    /// So many candidates of other examples beside them.
+    pub random_negatives: usize,
+    /// At most so many tokens, or one set.
+    pub max_tokens: usize,
+    /// At most so many sets.
+    pub max_sets: usize,
+}
+
+/// The batches of one epoch: sets of candidates drawn at random, in a random order. Depends on nothing but its arguments.
+///
+/// Batches are ragged, so lengths need no sorting: no token is padding.
+pub fn epoch(sets: &[TokenSet], portions: Portions, seed: u64, epoch: usize) -> Vec<Vec<TokenSet>> {
     let mut rng = StdRng::seed_from_u64(seed ^ (epoch as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let mut order: Vec<usize> = (0..sets.len()).collect();
     order.shuffle(&mut rng);
@@ -173,8 +157,8 @@ pub fn epoch(sets: &[TokenSet], size: SetSize, max_tokens: usize, seed: u64, epo
     let mut batch: Vec<TokenSet> = Vec::new();
     let mut used = 0;
     for index in order {
-        let set = sample(&sets[index], size, &mut rng);
-        if used + set.tokens() > max_tokens && !batch.is_empty() {
+        let set = sample(sets, index, portions, &mut rng);
+        if !batch.is_empty() && (used + set.tokens() > portions.max_tokens || batch.len() >= portions.max_sets) {
             batches.push(std::mem::take(&mut batch));
             used = 0;
         }
@@ -187,7 +171,8 @@ pub fn epoch(sets: &[TokenSet], size: SetSize, max_tokens: usize, seed: u64, epo
     batches
 }
 
-fn sample(set: &TokenSet, size: SetSize, rng: &mut StdRng) -> TokenSet {
+fn sample(sets: &[TokenSet], index: usize, portions: Portions, rng: &mut StdRng) -> TokenSet {
+    let set = &sets[index];
     let mut choose = |candidates: &[Vec<u32>], count: usize| {
         let mut order: Vec<usize> = (0..candidates.len()).collect();
         if count < order.len() {
@@ -197,10 +182,25 @@ fn sample(set: &TokenSet, size: SetSize, rng: &mut StdRng) -> TokenSet {
         }
         order.into_iter().map(|index| candidates[index].clone()).collect()
     };
+    let (positives, negatives) = (
+        choose(&set.positives, portions.positives),
+        choose(&set.negatives, portions.negatives),
+    );
+    let wanted = if sets.len() > 1 { portions.random_negatives } else { 0 };
+    let random = (0..wanted)
+        .filter_map(|_| {
+            // Any example but this one.
+            let other = rng.random_range(0..sets.len() - 1);
+            let other = &sets[if other < index { other } else { other + 1 }];
+            let count = other.candidates().count();
+            other.candidates().nth(rng.random_range(0..count.max(1))).cloned()
+        })
+        .collect();
     TokenSet {
         prompt: set.prompt.clone(),
-        positives: choose(&set.positives, size.positives),
-        negatives: choose(&set.negatives, size.negatives),
+        positives,
+        negatives,
+        random,
     }
 }
 
@@ -219,6 +219,7 @@ mod tests {
             prompt: vec![1; prompt],
             positives: candidates(positives),
             negatives: candidates(negatives),
+            random: Vec::new(),
         }
     }
 
@@ -233,23 +234,42 @@ mod tests {
             batch.sets[1],
             CandidateSet {
                 positives: vec![2..5, 5..6],
-                negatives: vec![6..8]
+                negatives: vec![6..8],
+                random: vec![],
             }
         );
     }
 
     #[test]
+    fn without_a_prompt_a_candidates_first_token_is_not_predicted() {
+        let batch = Batch::pack(&[set(0, &[3], &[2])]);
+        assert_eq!((batch.tokens.len(), batch.packing.groups().len()), (3, 2));
+        let rows: Vec<u32> = batch.targets.iter().map(|target| target.row).collect();
+        assert_eq!(rows, [0, 1, 2]);
+        assert_eq!(
+            (&batch.sets[0].positives[0], &batch.sets[0].negatives[0]),
+            (&(0..2), &(2..3))
+        );
+    }
+
+    const PORTIONS: Portions = Portions {
+        positives: 2,
+        negatives: 1,
+        random_negatives: 0,
+        max_tokens: 60,
+        max_sets: usize::MAX,
+    };
+
+    fn lengths(batches: &[Vec<TokenSet>]) -> Vec<usize> {
+        batches.iter().flatten().map(|set| set.prompt.len()).collect()
+    }
+
+    #[test]
     fn an_epoch_is_reproducible_and_holds_every_set_once() {
         let sets: Vec<TokenSet> = (1..40).map(|n| set(n, &[2, 2, 2], &[3, 3])).collect();
-        let size = SetSize {
-            positives: 2,
-            negatives: 1,
-        };
-        let batches = epoch(&sets, size, 60, 7, 0);
-        let lengths =
-            |batches: &[Vec<TokenSet>]| batches.iter().flatten().map(|set| set.prompt.len()).collect::<Vec<_>>();
-        assert_eq!(lengths(&batches), lengths(&epoch(&sets, size, 60, 7, 0)));
-        assert_ne!(lengths(&batches), lengths(&epoch(&sets, size, 60, 7, 1)));
+        let batches = epoch(&sets, PORTIONS, 7, 0);
+        assert_eq!(lengths(&batches), lengths(&epoch(&sets, PORTIONS, 7, 0)));
+        assert_ne!(lengths(&batches), lengths(&epoch(&sets, PORTIONS, 7, 1)));
         let mut all = lengths(&batches);
         all.sort_unstable();
         assert_eq!(all, (1..40).collect::<Vec<_>>());
@@ -264,5 +284,50 @@ mod tests {
                 .flatten()
                 .all(|set| set.positives.len() == 2 && set.negatives.len() == 1)
         );
+    }
+
+    #[test]
+    fn a_batch_holds_no_more_sets_than_asked_for() {
+        let sets: Vec<TokenSet> = (1..40).map(|n| set(n, &[2], &[3])).collect();
+        let portions = Portions {
+            max_sets: 3,
+            max_tokens: 10_000,
+            ..PORTIONS
+        };
+        let batches = epoch(&sets, portions, 7, 0);
+        assert_eq!(batches.len(), 13);
+        assert!(batches.iter().all(|batch| batch.len() == 3));
+    }
+
+    #[test]
+    fn random_negatives_are_candidates_of_other_sets() {
+        // A candidate's only token says whose it is.
+        let own = |n: u32| TokenSet {
+            prompt: vec![n; 2],
+            positives: vec![vec![n]],
+            negatives: vec![vec![n]],
+            random: Vec::new(),
+        };
+        let sets: Vec<TokenSet> = (0..10).map(own).collect();
+        let portions = Portions {
+            random_negatives: 4,
+            ..PORTIONS
+        };
+        let drawn: Vec<TokenSet> = epoch(&sets, portions, 7, 0).concat();
+        for set in &drawn {
+            assert_eq!(set.random.len(), 4);
+            assert!(set.random.iter().all(|tokens| tokens[0] != set.prompt[0]));
+        }
+        let mut all: Vec<u32> = drawn
+            .iter()
+            .flat_map(|set| &set.random)
+            .map(|tokens| tokens[0])
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        assert!(all.len() > 6, "{all:?}");
+        let batch = Batch::pack(&drawn[..1]);
+        assert_eq!(batch.sets[0].random.len(), 4);
+        assert!(epoch(&sets[..1], portions, 7, 0)[0][0].random.is_empty());
     }
 }

@@ -87,25 +87,56 @@ impl Example {
     }
 }
 
-/// Reads a dataset; blank lines are skipped.
+/// The examples of a file, read a line at a time; blank lines are skipped. A malformed line is an error that names it.
+pub struct Examples {
+    path: String,
+    lines: std::io::Lines<std::io::BufReader<std::fs::File>>,
+    /// Of the last line read, counted from 1.
+    line: usize,
+}
+
+impl Examples {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
+        Ok(Self {
+            path: path.display().to_string(),
+            lines: std::io::BufReader::new(file).lines(),
+            line: 0,
+        })
+    }
+}
+
+impl Iterator for Examples {
+    type Item = Result<Example, TrainError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let line = self.lines.next()?;
+            self.line += 1;
+            let parsed = match line {
+                Ok(line) if line.trim().is_empty() => continue,
+                Ok(line) => Example::parse(&line),
+                Err(error) => Err(error.to_string()),
+            };
+            return Some(parsed.map_err(|reason| TrainError::Dataset {
+                path: self.path.clone(),
+                line: self.line,
+                reason,
+            }));
+        }
+    }
+}
+
+/// Reads a whole dataset.
 ///
 /// # Errors
 /// Names the first malformed line.
 pub fn read(path: &Path) -> Result<Vec<Example>, TrainError> {
-    let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
-    let mut examples = Vec::new();
-    for (index, line) in std::io::BufReader::new(file).lines().enumerate() {
-        let malformed = |reason: String| TrainError::Dataset {
-            path: path.display().to_string(),
-            line: index + 1,
-            reason,
-        };
-        let line = line.map_err(|error| malformed(error.to_string()))?;
-        if !line.trim().is_empty() {
-            examples.push(Example::parse(&line).map_err(malformed)?);
-        }
-    }
-    Ok(examples)
+    Examples::open(path)?.collect()
 }
 
 #[cfg(test)]
@@ -135,5 +166,19 @@ mod tests {
             Example::parse(r#"{"anchor":"a","positives":[" "]}"#).unwrap_err(),
             "no positive text"
         );
+    }
+
+    #[test]
+    fn lines_are_counted_as_an_editor_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.jsonl");
+        let good = r#"{"toxic":"a","neutral":["b"]}"#;
+        std::fs::write(&path, format!("{good}\n\n{good}\r\n{{\"toxic\": 3}}\n{good}")).unwrap();
+        let mut examples = Examples::open(&path).unwrap();
+        assert!(examples.next().unwrap().is_ok() && examples.next().unwrap().is_ok());
+        let error = examples.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("data.jsonl, line 4: expected"), "{error}");
+        assert!(examples.next().unwrap().is_ok() && examples.next().is_none());
+        assert!(read(&path).is_err());
     }
 }

@@ -1,18 +1,25 @@
 //! Training: examples in, an adapter in PEFT's layout or a model in Hugging Face's out.
 //!
-//! - [`dataset`]: the three shapes of JSON lines; [`batch`]: examples as packed token sets, in a reproducible order.
+//! - [`settings`]: what a person gives, presets, and what both come to.
+//! - [`dataset`]: the three shapes of JSON lines; [`mod@tokenise`]: examples as token sets; [`batch`]: those packed, in a reproducible
+//!   order.
 //! - [`objectives`]: from the log-likelihoods of a batch's sequences to a loss and its gradient, in double precision and
 //!   without a tensor; [`optimizer`]: AdamW and the learning-rate schedule.
 //! - [`trainable`]: an adapter over a frozen decoder, or a whole decoder: all the loop needs to know of either.
-//! - [`trainer`]: the loop; [`checkpoint`]: what it takes to go on after an interruption as if there had been none.
+//! - [`rollout`]: texts that the policy writes, for the objective that learns from a reward.
+//! - [`trainer`]: the loop; [`curves`]: its log as a drawing; [`checkpoint`]: what it takes to go on after an interruption as if there had been none.
 //!
 //! What does not live here: forward and backward passes of the model (`model`), jobs and their queue.
 
 pub mod batch;
 pub mod checkpoint;
+pub mod curves;
 pub mod dataset;
 pub mod objectives;
 pub mod optimizer;
+pub mod rollout;
+pub mod settings;
+pub mod tokenise;
 pub mod trainable;
 pub mod trainer;
 

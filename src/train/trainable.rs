@@ -7,6 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::TrainError;
+use super::batch::Batch;
 use crate::model::Decoder;
 use crate::model::layers::Adaptation;
 use crate::model::lora::{LoraConfig, LoraModel};
@@ -55,7 +56,47 @@ pub enum Trainable<'a> {
     },
 }
 
+/// The model that a run began with, from which a policy must not stray too far.
+pub struct Reference<'a> {
+    base: &'a Decoder,
+    adapter: Option<LoraModel>,
+}
+
+impl Reference<'_> {
+    /// Nats of each of a batch's targets, without a gradient.
+    ///
+    /// # Errors
+    /// When the model cannot run the batch.
+    pub fn nll(&self, batch: &Batch) -> Result<Vec<f32>, TrainError> {
+        let adaptation = self.adapter.as_ref().map_or(Adaptation::Base, Adaptation::Lora);
+        nll(self.base, adaptation, batch)
+    }
+}
+
+/// Nats of each of a batch's targets.
+///
+/// # Errors
+/// When the model cannot run the batch.
+pub fn nll(decoder: &Decoder, adaptation: Adaptation<'_>, batch: &Batch) -> Result<Vec<f32>, TrainError> {
+    let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, adaptation)?;
+    Ok(decoder.cross_entropy(&hidden, &batch.targets)?.to_vec1::<f32>()?)
+}
+
 impl<'a> Start<'a> {
+    /// The model as it is now, also when the run is resumed later; `None` for one that is trained as a whole, of which there is no
+    /// second copy.
+    pub fn reference(&self) -> Option<Reference<'a>> {
+        match self {
+            // A new adapter changes nothing yet.
+            Self::NewAdapter { base, .. } => Some(Reference { base, adapter: None }),
+            Self::Adapter { base, adapter } => Some(Reference {
+                base,
+                adapter: Some(adapter.clone()),
+            }),
+            Self::NewModel { .. } => None,
+        }
+    }
+
     /// The variables of the first step.
     ///
     /// # Errors
@@ -110,6 +151,14 @@ impl Trainable<'_> {
         match self {
             Self::Adapter { adapter, .. } => Adaptation::Lora(adapter),
             Self::Whole { .. } => Adaptation::Base,
+        }
+    }
+
+    /// The adapter without a gradient, to run the decoder with where none is wanted.
+    pub fn frozen(&self) -> Option<LoraModel> {
+        match self {
+            Self::Adapter { adapter, .. } => Some(adapter.detached()),
+            Self::Whole { .. } => None,
         }
     }
 

@@ -9,11 +9,13 @@ use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
-use super::batch::{self, Batch, SetSize, TokenSet};
+use super::batch::{self, Batch, Portions, TokenSet};
 use super::checkpoint::{self, Progress};
-use super::objectives::Objective;
+use super::curves;
+use super::objectives::{Objective, Scored};
 use super::optimizer::{AdamW, AdamWConfig, Gradients, Schedule};
-use super::trainable::{Start, Trainable};
+use super::rollout::{PolicyOptimisation, Rollout};
+use super::trainable::{Reference, Start, Trainable};
 
 /// How long and how fast to train, and in what portions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,8 @@ pub struct Schedules {
     pub max_steps: Option<usize>,
     /// Most tokens in one packed batch.
     pub batch_tokens: usize,
+    /// Most sets in one.
+    pub batch_size: Option<usize>,
     /// Batches whose gradients make up one step.
     pub gradient_accumulation: usize,
     /// Peak learning rate.
@@ -38,12 +42,14 @@ pub struct Schedules {
     pub num_positives: usize,
     /// Most negatives a set.
     pub num_negatives: usize,
+    /// Candidates of other anchors beside them.
+    pub random_negatives: usize,
     /// The optimizer's settings.
     pub adamw: AdamWConfig,
 }
 
 /// One line of the loss log.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Counted from 1.
     pub step: usize,
@@ -61,6 +67,30 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Seconds spent, over all interruptions.
     pub seconds: f64,
+    /// Mean reward of a text that the model wrote (ppo).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<f64>,
+    /// Mean divergence of such a text from the reference, in nats (ppo).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+}
+
+/// What a run is after.
+#[derive(Clone, Copy)]
+pub enum Goal<'a> {
+    /// To make a loss of the data's texts small.
+    Loss(&'a dyn Objective),
+    /// To write texts of high reward for the data's prompts.
+    Reward(&'a PolicyOptimisation<'a>),
+}
+
+impl Goal<'_> {
+    fn needs_reference(&self) -> bool {
+        match self {
+            Self::Loss(objective) => objective.needs_reference(),
+            Self::Reward(_) => true,
+        }
+    }
 }
 
 /// Who is told how a run goes on. A closure that takes a [`StepReport`] is one.
@@ -82,12 +112,12 @@ impl<F: FnMut(&StepReport) -> bool> Observer for F {
 
 /// A run: its folder, and on what it trains.
 pub struct Trainer<'a> {
-    /// Holds `loss.jsonl`, `checkpoints/` and in the end `adapter/` or `model/`.
+    /// Holds `loss.jsonl`, `curves.svg`, `checkpoints/` and in the end `adapter/` or `model/`.
     pub run: &'a Path,
     /// The training sets.
     pub sets: &'a [TokenSet],
-    /// What is minimised.
-    pub objective: &'a dyn Objective,
+    /// What for.
+    pub goal: Goal<'a>,
     /// How.
     pub schedules: &'a Schedules,
     /// Everything that makes this run this run; a checkpoint with other settings is refused.
@@ -119,6 +149,13 @@ impl Trainer<'_> {
         mut observer: impl Observer,
     ) -> Result<Option<PathBuf>, TrainError> {
         fs::create_dir_all(self.run).map_err(TrainError::io(self.run))?;
+        let reference = start.reference().filter(|_| self.goal.needs_reference());
+        if self.goal.needs_reference() && reference.is_none() {
+            return Err(TrainError::Setting(
+                "this objective compares with the model that training begins with, so it trains an adapter, not a whole model"
+                    .to_owned(),
+            ));
+        }
         let resumed = if resume { self.resume(&start)? } else { None };
         let State {
             trainable,
@@ -129,7 +166,7 @@ impl Trainer<'_> {
             None => self.begin(start)?,
         };
         let mut log = self.open_log(progress.step)?;
-        let steps = self.steps();
+        let (path, steps) = (self.log_path(), self.steps());
         let (begun, seconds_before) = (Instant::now(), progress.seconds);
         let mut saved = Instant::now();
         let mut batches = Batches::new(self);
@@ -137,34 +174,24 @@ impl Trainer<'_> {
             let step = progress.step;
             let learning_rate =
                 self.schedules.learning_rate * self.schedules.schedule.factor(step, self.schedules.warmup_steps, steps);
-            let mut sum: Option<Gradients> = None;
-            let (mut loss, mut tokens) = (0.0, 0);
-            for part in 0..self.schedules.gradient_accumulation {
-                let batch = batches.get(step * self.schedules.gradient_accumulation + part);
-                tokens += batch.tokens.len();
-                let (value, gradients) = self.gradients(&batch, &trainable, &optimizer)?;
-                loss += value / self.schedules.gradient_accumulation as f64;
-                match &mut sum {
-                    None => sum = Some(gradients),
-                    Some(sum) => sum.add(&gradients)?,
+            let parts = self.parts(&mut batches, step, &trainable, reference.as_ref())?;
+            let tokens: usize = parts.iter().map(|part| part.batch().tokens.len()).sum();
+            let (mut loss, mut gradient_norm) = (0.0, 0.0);
+            for _ in 0..self.passes() {
+                let (value, gradients) = self.averaged(&parts, &trainable, &optimizer, reference.as_ref())?;
+                let diverged = |what| TrainError::Diverged { what, step: step + 1 };
+                if !value.is_finite() {
+                    return Err(diverged("loss"));
+                }
+                (loss, gradient_norm) = (value, optimizer.step(&gradients, learning_rate)?);
+                if !gradient_norm.is_finite() {
+                    return Err(diverged("gradient"));
                 }
             }
-            let diverged = |what| TrainError::Diverged { what, step: step + 1 };
-            if !loss.is_finite() {
-                return Err(diverged("loss"));
-            }
-            let gradient_norm = match &mut sum {
-                Some(gradients) => {
-                    if self.schedules.gradient_accumulation > 1 {
-                        gradients.scale((self.schedules.gradient_accumulation as f64).recip())?;
-                    }
-                    optimizer.step(gradients, learning_rate)?
-                }
-                None => 0.0,
+            let over_parts = |value: fn(&Rollout) -> f64| {
+                let values: Vec<f64> = parts.iter().filter_map(Part::rollout).map(value).collect();
+                (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
             };
-            if !gradient_norm.is_finite() {
-                return Err(diverged("gradient"));
-            }
             progress.step += 1;
             progress.tokens += tokens as u64;
             progress.seconds = seconds_before + begun.elapsed().as_secs_f64();
@@ -178,13 +205,15 @@ impl Trainer<'_> {
                 tokens,
                 tokens_per_second,
                 seconds: progress.seconds,
+                reward: over_parts(|rollout| rollout.reward),
+                divergence: over_parts(|rollout| rollout.divergence),
             };
             let json = serde_json::to_string(&line).map_err(|error| TrainError::Setting(error.to_string()))?;
-            let path = self.log_path();
             writeln!(log, "{json}").map_err(TrainError::io(&path))?;
             let go_on = observer.step(&line);
             if progress.step < steps && (!go_on || saved.elapsed() >= self.checkpoint_every) {
                 observer.checkpoint(&checkpoint::save(self.run, &progress, &trainable, &optimizer)?);
+                curves::draw(&path, &self.run.join("curves.svg"))?;
                 saved = Instant::now();
                 if !go_on {
                     return Ok(None);
@@ -192,6 +221,7 @@ impl Trainer<'_> {
             }
         }
         observer.checkpoint(&checkpoint::save(self.run, &progress, &trainable, &optimizer)?);
+        curves::draw(&self.log_path(), &self.run.join("curves.svg"))?;
         let folder = self.run.join(trainable.folder_name());
         fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
         trainable.save(&folder, self.save_dtype)?;
@@ -238,33 +268,78 @@ impl Trainer<'_> {
         })
     }
 
-    /// The loss of one batch and its gradients.
-    ///
-    /// # Errors
-    /// When the model cannot run the batch.
-    pub fn gradients(
+    /// Updates with the texts of one step.
+    fn passes(&self) -> usize {
+        match self.goal {
+            Goal::Loss(_) => 1,
+            Goal::Reward(policy) => policy.settings.epochs,
+        }
+    }
+
+    /// What a step's gradient is computed of: batches of the data, or what the policy writes for their prompts.
+    fn parts(
         &self,
-        batch: &Batch,
+        batches: &mut Batches<'_, '_>,
+        step: usize,
+        trainable: &Trainable<'_>,
+        reference: Option<&Reference<'_>>,
+    ) -> Result<Vec<Part>, TrainError> {
+        let count = self.schedules.gradient_accumulation;
+        (step * count..(step + 1) * count)
+            .map(|index| {
+                let sets = batches.get(index);
+                Ok(match (self.goal, reference) {
+                    (Goal::Reward(policy), Some(reference)) => {
+                        Part::Rollout(policy.roll_out(sets, index as u64, trainable, reference)?)
+                    }
+                    _ => Part::Data(Batch::pack(sets)),
+                })
+            })
+            .collect()
+    }
+
+    /// The mean loss of a step's parts, and its gradients.
+    fn averaged(
+        &self,
+        parts: &[Part],
         trainable: &Trainable<'_>,
         optimizer: &AdamW,
+        reference: Option<&Reference<'_>>,
     ) -> Result<(f64, Gradients), TrainError> {
-        let decoder = trainable.decoder();
-        let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, trainable.adaptation())?;
-        let nll = decoder.cross_entropy(&hidden, &batch.targets)?;
-        let loss = self.objective.loss(&nll.to_vec1::<f32>()?, &batch.sets);
-        // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
-        let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
-        let weights = Tensor::from_vec(weights, nll.shape(), nll.device())?;
-        let store = (nll * weights)?.sum_all()?.backward()?;
-        Ok((loss.value, optimizer.gradients(&store)?))
+        let mut sum: Option<(f64, Gradients)> = None;
+        for part in parts {
+            let objective = match (part, self.goal) {
+                (Part::Rollout(rollout), _) => &rollout.objective,
+                (Part::Data(_), Goal::Loss(objective)) => objective,
+                (Part::Data(_), Goal::Reward(_)) => continue,
+            };
+            let (loss, gradients) = gradients(part.batch(), objective, trainable, optimizer, reference)?;
+            match &mut sum {
+                None => sum = Some((loss, gradients)),
+                Some((sum, all)) => {
+                    *sum += loss;
+                    all.add(&gradients)?;
+                }
+            }
+        }
+        let Some((loss, mut gradients)) = sum else {
+            return Err(TrainError::Empty("a step has no batch".to_owned()));
+        };
+        if parts.len() > 1 {
+            gradients.scale((parts.len() as f64).recip())?;
+        }
+        Ok((loss / parts.len() as f64, gradients))
     }
 
     fn epoch(&self, epoch: usize) -> Vec<Vec<TokenSet>> {
-        let size = SetSize {
+        let portions = Portions {
             positives: self.schedules.num_positives,
             negatives: self.schedules.num_negatives,
+            random_negatives: self.schedules.random_negatives,
+            max_tokens: self.schedules.batch_tokens,
+            max_sets: self.schedules.batch_size.unwrap_or(usize::MAX),
         };
-        batch::epoch(self.sets, size, self.schedules.batch_tokens, self.schedules.seed, epoch)
+        batch::epoch(self.sets, portions, self.schedules.seed, epoch)
     }
 
     fn log_path(&self) -> PathBuf {
@@ -293,6 +368,61 @@ struct State<'a> {
     progress: Progress,
 }
 
+/// A part of a step.
+enum Part {
+    Data(Batch),
+    Rollout(Rollout),
+}
+
+impl Part {
+    fn batch(&self) -> &Batch {
+        match self {
+            Self::Data(batch) => batch,
+            Self::Rollout(rollout) => &rollout.batch,
+        }
+    }
+
+    fn rollout(&self) -> Option<&Rollout> {
+        match self {
+            Self::Data(_) => None,
+            Self::Rollout(rollout) => Some(rollout),
+        }
+    }
+}
+
+/// The loss of one batch and its gradients.
+///
+/// # Errors
+/// When the model cannot run the batch, or the objective needs a reference and there is none.
+pub fn gradients(
+    batch: &Batch,
+    objective: &dyn Objective,
+    trainable: &Trainable<'_>,
+    optimizer: &AdamW,
+    reference: Option<&Reference<'_>>,
+) -> Result<(f64, Gradients), TrainError> {
+    let beside = match reference.filter(|_| objective.needs_reference()) {
+        Some(reference) => reference.nll(batch)?,
+        None if objective.needs_reference() => {
+            return Err(TrainError::Setting("the objective needs a reference".to_owned()));
+        }
+        None => Vec::new(),
+    };
+    let decoder = trainable.decoder();
+    let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, trainable.adaptation())?;
+    let nll = decoder.cross_entropy(&hidden, &batch.targets)?;
+    let loss = objective.loss(&Scored {
+        nll: &nll.to_vec1::<f32>()?,
+        reference: &beside,
+        sets: &batch.sets,
+    });
+    // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
+    let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
+    let weights = Tensor::from_vec(weights, nll.shape(), nll.device())?;
+    let store = (nll * weights)?.sum_all()?.backward()?;
+    Ok((loss.value, optimizer.gradients(&store)?))
+}
+
 /// The batches of the run by number, an epoch at a time. Numbers asked for never fall.
 struct Batches<'a, 'b> {
     trainer: &'a Trainer<'b>,
@@ -312,13 +442,13 @@ impl<'a, 'b> Batches<'a, 'b> {
         }
     }
 
-    fn get(&mut self, index: usize) -> Batch {
+    fn get(&mut self, index: usize) -> &[TokenSet] {
         // Epochs may differ a little in their number of batches, so a resumed run counts through those before.
         while index >= self.first + self.batches.len() {
             self.first += self.batches.len();
             self.epoch += 1;
             self.batches = self.trainer.epoch(self.epoch);
         }
-        Batch::pack(&self.batches[index - self.first])
+        &self.batches[index - self.first]
     }
 }

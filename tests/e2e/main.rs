@@ -1,5 +1,7 @@
 //! The program as people run it, on the micro model of the fixtures: nothing to download.
 
+mod training;
+
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

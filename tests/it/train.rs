@@ -64,9 +64,9 @@ async fn the_shortest_request_gets_the_defaults() {
 async fn all_wrong_fields_are_named_at_once_with_their_paths() {
     let app = App::new().await;
     let body = json!({
-        "name": "no spaces, please", "base": "gpt-9", "dataset": "unknown", "objective": "dpo", "colour": "red",
+        "name": "no spaces, please", "base": "gpt-9", "dataset": "unknown", "objective": "rlhf", "colour": "red",
         "hyperparameters": {
-            "preset": "paper", "learning_rate": 7, "epochs": "two", "batch_size": 8, "lora_dropout": 0.1, "beta": 0.1,
+            "preset": "quick", "learning_rate": 7, "epochs": "two", "batch_size": 0, "lora_dropout": 0.1, "beta": -1,
             "target_modules": ["q_proj", "w_proj"], "schedule": "sometimes", "lora_rank": 100000, "learning_rat": 1
         },
         "evaluate": { "held_back": 0.9, "max_examples": 0, "how": "well" },
@@ -110,7 +110,7 @@ async fn each_field_has_its_range() {
         (
             "similarity",
             json!(["cosine"]),
-            json!(["paper", "symmetric", "directed"]),
+            json!(["paper", "symmetric", "directed", "released"]),
         ),
         ("margin", json!([-1]), json!([0, 2])),
         ("tau", json!([0]), json!([0.1])),
@@ -118,7 +118,21 @@ async fn each_field_has_its_range() {
         ("detach_prototype", json!(["yes", 1]), json!([true, false])),
         ("cp_weight", json!([-1]), json!([0])),
         ("sft_weight", json!([-1]), json!([0])),
-        ("preset", json!(["released", 1]), json!(["rewriter", null])),
+        (
+            "preset",
+            json!(["quick", 1]),
+            json!(["rewriter", "paper", "released", null]),
+        ),
+        ("batch_size", json!([0]), json!([2])),
+        ("random_negatives", json!([-1]), json!([0, 6])),
+        ("conditioning", json!(["anchor"]), json!(["prompt", "nothing"])),
+        ("sides", json!(["left"]), json!(["both", "positives", "negatives"])),
+        ("beta", json!([0, -1]), json!([0.1])),
+        ("gamma", json!([-1]), json!([0, 1.6])),
+        ("length_normalised", json!([1]), json!([true])),
+        ("samples", json!([1]), json!([8])),
+        ("ppo_epochs", json!([0]), json!([4])),
+        ("clip", json!([0, 1]), json!([0.1])),
         ("init_adapter", json!(["milder", "milder@1", "@1", 1]), json!([null])),
     ] {
         let send = async |value: &Value| {
@@ -165,8 +179,7 @@ async fn the_other_fields_have_theirs() {
         (json!({ "name": 3 }), "name"),
         (json!({ "dataset": null }), "dataset"),
         (json!({ "base": "../etc" }), "base"),
-        (json!({ "objective": "simpo" }), "objective"),
-        (json!({ "objective": "ppo" }), "objective"),
+        (json!({ "objective": "kto" }), "objective"),
         (json!({ "objective": "CP" }), "objective"),
         (json!({ "evaluate": "yes" }), "evaluate"),
         (json!({ "activate": true }), "activate"),
@@ -188,6 +201,8 @@ async fn the_other_fields_have_theirs() {
             json!("smollm2-135m"),
         ),
         (json!({ "objective": "sft" }), "/request/objective", json!("sft")),
+        (json!({ "objective": "simpo" }), "/request/objective", json!("simpo")),
+        (json!({ "objective": "ppo" }), "/request/objective", json!("ppo")),
         (json!({ "evaluate": false }), "/request/evaluate/held_back", json!(0.0)),
         (
             json!({ "evaluate": true }),

@@ -6,9 +6,10 @@ use candle_core::{Device, Tensor};
 use detoxd::model::Decoder;
 use detoxd::model::layers::Adaptation;
 use detoxd::model::lora::LoraModel;
-use detoxd::train::batch::{Batch, TokenSet};
-use detoxd::train::objectives::{ContrastivePerplexity, Objective, Phi, Sft, Similarity};
+use detoxd::train::batch::Batch;
+use detoxd::train::objectives::{ContrastivePerplexity, Objective, Phi, Scored, Sft, Similarity};
 use detoxd::train::optimizer::AdamW;
+use detoxd::train::trainer;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -25,11 +26,8 @@ const SEED: u64 = 108;
 fn gradients(decoder: &Decoder, adapter: &LoraModel, batch: &Batch, objective: &dyn Objective) -> Vec<Tensor> {
     let schedules = tiny::schedules();
     let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
-    let sets: [TokenSet; 0] = [];
-    let trainer = tiny::trainer("unused".as_ref(), &sets, objective, &schedules);
-    let (_, gradients) = trainer
-        .gradients(batch, &tiny::trainable(decoder, adapter), &optimizer)
-        .unwrap();
+    let (_, gradients) =
+        trainer::gradients(batch, objective, &tiny::trainable(decoder, adapter), &optimizer, None).unwrap();
     gradients.tensors().to_vec()
 }
 
@@ -38,7 +36,12 @@ fn loss(decoder: &Decoder, adapter: &LoraModel, batch: &Batch, objective: &dyn O
         .forward_packed(&batch.tokens, &batch.packing, Adaptation::Lora(adapter))
         .unwrap();
     let nll = decoder.cross_entropy(&hidden, &batch.targets).unwrap();
-    objective.loss(&nll.to_vec1().unwrap(), &batch.sets).value
+    let scored = Scored {
+        nll: &nll.to_vec1::<f32>().unwrap(),
+        reference: &[],
+        sets: &batch.sets,
+    };
+    objective.loss(&scored).value
 }
 
 /// The derivative of the loss by one entry of a variable, from four values around it.

@@ -1,9 +1,10 @@
 //! Our model code against outputs recorded from reference libraries, and its ways of computing the same thing against
 //! each other. The `record_*.py` beside the recordings are the programs that wrote them.
 //!
-//! - `tokenizer`: ids; `logits`, `train_step`: recorded by transformers, PEFT and PyTorch on `llama-tiny`;
+//! - `tokenizer`: ids; `logits`, `train_step`, `objectives`: recorded by transformers, PEFT and PyTorch on `llama-tiny`;
 //! - `cached`, `packed`: caches and shared prompts against whole sequences; `gradients`: against finite differences;
-//! - `adapters`: PEFT's files, good and bad; `resume`: an interrupted run against an unbroken one;
+//! - `policy`: runs that compare with their beginning, or learn from their own texts;
+//! - `adapters`: PEFT's files, good and bad; `merged`: one put into its base; `resume`: an interrupted run against an unbroken one;
 //! - `engine`: what the scheduler gives against a plain loop.
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
@@ -13,7 +14,10 @@ mod cached;
 mod engine;
 mod gradients;
 mod logits;
+mod merged;
+mod objectives;
 mod packed;
+mod policy;
 mod resume;
 mod tiny;
 mod tokenizer;

@@ -5,6 +5,7 @@ use detoxd::model::packing::Packing;
 use detoxd::train::batch::{Batch, CandidateSet, TokenSet};
 use detoxd::train::objectives::{Objective, Sft};
 use detoxd::train::optimizer::AdamW;
+use detoxd::train::trainer;
 
 use crate::tiny;
 
@@ -26,7 +27,11 @@ fn unpacked(sets: &[TokenSet]) -> Batch {
         };
         let positives = set.positives.iter().map(&mut place).collect();
         let negatives = set.negatives.iter().map(&mut place).collect();
-        ranges.push(CandidateSet { positives, negatives });
+        ranges.push(CandidateSet {
+            positives,
+            negatives,
+            random: Vec::new(),
+        });
     }
     Batch {
         tokens,
@@ -47,13 +52,22 @@ fn a_packed_set_gives_the_loss_and_the_gradients_of_its_sequences() {
     for (name, objective) in [("SFT", &Sft as &dyn Objective), ("CP", &tiny::DIRECTED)] {
         let adapter = tiny::adapter(&decoder).into_variables().unwrap();
         let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
-        let trainer = tiny::trainer("unused".as_ref(), &sets, objective, &schedules);
-        let (got, got_gradients) = trainer
-            .gradients(&shared, &tiny::trainable(&decoder, &adapter), &optimizer)
-            .unwrap();
-        let (want, want_gradients) = trainer
-            .gradients(&separate, &tiny::trainable(&decoder, &adapter), &optimizer)
-            .unwrap();
+        let (got, got_gradients) = trainer::gradients(
+            &shared,
+            objective,
+            &tiny::trainable(&decoder, &adapter),
+            &optimizer,
+            None,
+        )
+        .unwrap();
+        let (want, want_gradients) = trainer::gradients(
+            &separate,
+            objective,
+            &tiny::trainable(&decoder, &adapter),
+            &optimizer,
+            None,
+        )
+        .unwrap();
         println!("{name}: {got}, unpacked {want}");
         assert!((got - want).abs() < 1e-4, "{name}: {got}, unpacked {want}");
         let parameters = adapter.parameters();

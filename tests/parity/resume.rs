@@ -5,10 +5,10 @@ use std::path::Path;
 
 use detoxd::model::Decoder;
 use detoxd::model::lora::LoraConfig;
-use detoxd::train::batch::{self, Batch, SetSize, TokenSet};
+use detoxd::train::batch::{self, Batch, Portions, TokenSet};
 use detoxd::train::optimizer::AdamW;
 use detoxd::train::trainable::Start;
-use detoxd::train::trainer::{Schedules, StepReport};
+use detoxd::train::trainer::{self, Schedules, StepReport};
 
 use crate::tiny;
 
@@ -221,22 +221,29 @@ fn accumulated_gradients_are_averaged() {
     };
     let (reports, _) = run.go(false, usize::MAX);
 
-    let trainer = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules);
-    let size = SetSize {
+    let portions = Portions {
         positives: schedules.num_positives,
         negatives: schedules.num_negatives,
+        random_negatives: 0,
+        max_tokens: schedules.batch_tokens,
+        max_sets: usize::MAX,
     };
-    let batches = batch::epoch(&sets, size, schedules.batch_tokens, schedules.seed, 0);
+    let batches = batch::epoch(&sets, portions, schedules.seed, 0);
     let mut rng = rand::SeedableRng::seed_from_u64(schedules.seed);
     let adapter =
         detoxd::model::lora::LoraModel::initialise(run.config(), decoder.config(), decoder.device(), &mut rng).unwrap();
     let optimizer = AdamW::new(adapter.parameters(), schedules.adamw).unwrap();
     let gradients = |index: usize| {
         let batch = Batch::pack(&batches[index]);
-        trainer
-            .gradients(&batch, &tiny::trainable(&decoder, &adapter), &optimizer)
-            .unwrap()
-            .1
+        trainer::gradients(
+            &batch,
+            &tiny::DIRECTED,
+            &tiny::trainable(&decoder, &adapter),
+            &optimizer,
+            None,
+        )
+        .unwrap()
+        .1
     };
     let squares: f64 = gradients(0)
         .tensors()

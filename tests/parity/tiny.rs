@@ -14,10 +14,10 @@ use detoxd::model::lora::{LoraConfig, LoraModel};
 use detoxd::model::packing::Packing;
 use detoxd::model::weights::{ModelFiles, Purpose};
 use detoxd::train::batch::TokenSet;
-use detoxd::train::objectives::{ContrastivePerplexity, Objective, Phi, Similarity};
+use detoxd::train::objectives::{ContrastivePerplexity, Objective, Phi, Sides, Similarity};
 use detoxd::train::optimizer::{AdamWConfig, Schedule};
 use detoxd::train::trainable::Trainable;
-use detoxd::train::trainer::{Schedules, Trainer};
+use detoxd::train::trainer::{Goal, Schedules, Trainer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -29,6 +29,7 @@ pub const DIRECTED: ContrastivePerplexity = ContrastivePerplexity {
     tau: 0.5,
     alpha: 1.0,
     detach_prototype: false,
+    sides: Sides::Both,
     weight: 1.0,
     sft_weight: 0.3,
 };
@@ -96,6 +97,7 @@ pub fn sets(count: usize, seed: u64) -> Vec<TokenSet> {
                 prompt,
                 positives: all,
                 negatives,
+                random: Vec::new(),
             }
         })
         .collect()
@@ -194,6 +196,7 @@ pub fn schedules() -> Schedules {
         epochs: 3.0,
         max_steps: None,
         batch_tokens: 120,
+        batch_size: None,
         gradient_accumulation: 1,
         learning_rate: 3e-3,
         warmup_steps: 3,
@@ -201,6 +204,7 @@ pub fn schedules() -> Schedules {
         seed: 11,
         num_positives: 2,
         num_negatives: 2,
+        random_negatives: 0,
         adamw: AdamWConfig::default(),
     }
 }
@@ -214,7 +218,7 @@ pub fn trainer<'a>(
     Trainer {
         run,
         sets,
-        objective,
+        goal: Goal::Loss(objective),
         schedules,
         settings: serde_json::json!({ "name": "tiny", "schedules": schedules }),
         checkpoint_every: Duration::from_secs(3600),

@@ -3,6 +3,7 @@
 use detoxd::train::batch::{Batch, TokenSet};
 use detoxd::train::objectives::Sft;
 use detoxd::train::optimizer::{AdamW, AdamWConfig};
+use detoxd::train::trainer;
 use serde::Deserialize;
 
 use crate::tiny;
@@ -31,23 +32,20 @@ fn losses_gradients_and_steps_are_those_of_pytorch() {
         .map(|sequence| TokenSet {
             prompt: sequence.prompt,
             positives: vec![sequence.target],
-            negatives: Vec::new(),
+            ..TokenSet::default()
         })
         .collect();
     let decoder = tiny::tied();
     let adapter = tiny::adapter(&decoder).into_variables().unwrap();
     let mut optimizer = AdamW::new(adapter.parameters(), AdamWConfig::default()).unwrap();
-    let schedules = tiny::schedules();
-    let trainer = tiny::trainer("unused".as_ref(), &sets, &Sft, &schedules);
     let batch = Batch::pack(&sets);
 
     let mut compared = 0;
     let mut worst = [0f64; 4];
     let mut note = |kind: usize, difference: f64| worst[kind] = worst[kind].max(difference);
     for (step, want) in recorded.losses.iter().enumerate() {
-        let (loss, gradients) = trainer
-            .gradients(&batch, &tiny::trainable(&decoder, &adapter), &optimizer)
-            .unwrap();
+        let (loss, gradients) =
+            trainer::gradients(&batch, &Sft, &tiny::trainable(&decoder, &adapter), &optimizer, None).unwrap();
         note(0, (loss - want).abs());
         assert!((loss - want).abs() < 1e-4, "loss {step}: {loss}, recorded {want}");
         if step == 0 {

@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 
-use super::super::batch::CandidateSet;
-use super::{Loss, Objective, Sft};
+use super::{Loss, Objective, Scored, Sft};
 
 /// What is compared between candidates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Phi {
     /// The perplexity of a candidate's own tokens (Eq. 1 of the paper).
     Perplexity,
     /// Its logarithm, the mean negative log-likelihood.
+    #[value(alias = "log-perplexity")]
     LogPerplexity,
 }
 
@@ -31,6 +32,20 @@ pub enum Similarity {
     },
 }
 
+/// Which parts of the loss are computed; the other values than `Both` are for ablations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Sides {
+    /// `-ln (Σ_P s / (Σ_P s + alpha Σ_N s))`
+    #[default]
+    Both,
+    /// `-ln (Σ_P s / |P|)`: positives are pulled to their prototype
+    Positives,
+    /// `ln (alpha Σ_N s / |N|)`: negatives are pushed away from the prototype, which stays where it is
+    Negatives,
+}
+
 /// Positives of an anchor are pulled to their prototype in perplexity space, negatives pushed away from it:
 /// `-ln (Σ_P s / (Σ_P s + alpha Σ_N s))`, averaged over the anchors, plus a likelihood term on the positives.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -45,6 +60,8 @@ pub struct ContrastivePerplexity {
     pub alpha: f64,
     /// Whether the prototype is a constant for the gradient.
     pub detach_prototype: bool,
+    /// Which parts of the loss are computed.
+    pub sides: Sides,
     /// Weight of the contrastive term.
     pub weight: f64,
     /// Weight of the mean negative log-likelihood of the positives' tokens.
@@ -70,30 +87,45 @@ impl ContrastivePerplexity {
         let prototype = positives.iter().sum::<f64>() / count;
         let near: Vec<LogSimilarity> = positives.iter().map(|&phi| self.positive(phi - prototype)).collect();
         let far: Vec<LogSimilarity> = negatives.iter().map(|&phi| self.negative(phi - prototype)).collect();
-        let largest = near
-            .iter()
-            .chain(&far)
-            .map(|s| s.value)
-            .fold(f64::NEG_INFINITY, f64::max);
-        let largest_near = near.iter().map(|s| s.value).fold(f64::NEG_INFINITY, f64::max);
-        let sum_near: f64 = near.iter().map(|s| (s.value - largest_near).exp()).sum();
-        let total: f64 = near.iter().chain(&far).map(|s| (s.value - largest).exp()).sum();
-        let mut by_positive: Vec<f64> = near
-            .iter()
-            .map(|s| ((s.value - largest).exp() / total - (s.value - largest_near).exp() / sum_near) * s.slope)
-            .collect();
-        let by_negative: Vec<f64> = far
-            .iter()
-            .map(|s| (s.value - largest).exp() / total * s.slope)
-            .collect();
-        if !self.detach_prototype {
+        let (near_log_sum, near_shares) = softmax(&near);
+        let (far_log_sum, far_shares) = softmax(&far);
+        let slopes = |shares: &[f64], of: &[LogSimilarity], factor: f64| -> Vec<f64> {
+            shares
+                .iter()
+                .zip(of)
+                .map(|(share, s)| factor * share * s.slope)
+                .collect()
+        };
+        let (value, mut by_positive, by_negative) = match self.sides {
+            Sides::Both => {
+                let larger = near_log_sum.max(far_log_sum);
+                let log_total = larger + ((near_log_sum - larger).exp() + (far_log_sum - larger).exp()).ln();
+                let rest = (far_log_sum - log_total).exp();
+                (
+                    log_total - near_log_sum,
+                    slopes(&near_shares, &near, -rest),
+                    slopes(&far_shares, &far, rest),
+                )
+            }
+            Sides::Positives => (
+                count.ln() - near_log_sum,
+                slopes(&near_shares, &near, -1.0),
+                vec![0.0; far.len()],
+            ),
+            Sides::Negatives if far_log_sum == f64::NEG_INFINITY => (0.0, vec![0.0; near.len()], vec![0.0; far.len()]),
+            Sides::Negatives => (
+                far_log_sum - (far.len() as f64).ln(),
+                vec![0.0; near.len()],
+                slopes(&far_shares, &far, 1.0),
+            ),
+        };
+        if !self.detach_prototype && self.sides != Sides::Negatives {
             // A distance is phi minus the prototype, so the prototype's derivative is the opposite of all of theirs together.
             let by_prototype = -(by_positive.iter().sum::<f64>() + by_negative.iter().sum::<f64>());
             by_positive
                 .iter_mut()
                 .for_each(|gradient| *gradient += by_prototype / count);
         }
-        let value = (total.ln() + largest) - (sum_near.ln() + largest_near);
         SetLoss {
             value,
             positives: by_positive,
@@ -154,27 +186,39 @@ struct LogSimilarity {
     slope: f64,
 }
 
+/// The logarithm of the sum of similarities, and the share of each in it.
+fn softmax(similarities: &[LogSimilarity]) -> (f64, Vec<f64>) {
+    let largest = similarities.iter().map(|s| s.value).fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY {
+        return (largest, vec![0.0; similarities.len()]);
+    }
+    let weights: Vec<f64> = similarities.iter().map(|s| (s.value - largest).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    (
+        largest + total.ln(),
+        weights.iter().map(|weight| weight / total).collect(),
+    )
+}
+
 impl Objective for ContrastivePerplexity {
-    fn loss(&self, nll: &[f32], sets: &[CandidateSet]) -> Loss {
-        let mut loss = Sft.loss(nll, sets);
-        loss.value *= self.sft_weight;
-        loss.gradient
-            .iter_mut()
-            .for_each(|gradient| *gradient *= self.sft_weight);
+    fn loss(&self, scored: &Scored<'_>) -> Loss {
+        let nll = scored.nll;
+        let mut loss = Sft.loss(scored);
+        loss.scale(self.sft_weight);
         let contrasted = || {
-            sets.iter()
-                .filter(|set| !set.positives.is_empty() && !set.negatives.is_empty())
+            scored.sets.iter().filter(|set| {
+                let against_none = self.sides == Sides::Positives || set.hard_and_random().next().is_some();
+                !set.positives.is_empty() && against_none
+            })
         };
         let share = self.weight / contrasted().count().max(1) as f64;
         for set in contrasted() {
-            let phis = |candidates: &[Range<usize>]| -> (Vec<f64>, Vec<f64>) {
-                candidates.iter().map(|candidate| self.phi(nll, candidate)).unzip()
-            };
-            let (positives, positive_slopes) = phis(&set.positives);
-            let (negatives, negative_slopes) = phis(&set.negatives);
+            let phi = |candidate: &Range<usize>| self.phi(nll, candidate);
+            let (positives, positive_slopes): (Vec<f64>, Vec<f64>) = set.positives.iter().map(phi).unzip();
+            let (negatives, negative_slopes): (Vec<f64>, Vec<f64>) = set.hard_and_random().map(phi).unzip();
             let set_loss = self.set_loss(&positives, &negatives);
             loss.value += share * set_loss.value;
-            let candidates = set.positives.iter().chain(&set.negatives);
+            let candidates = set.positives.iter().chain(set.hard_and_random());
             let slopes = positive_slopes.iter().chain(&negative_slopes);
             let gradients = set_loss.positives.iter().chain(&set_loss.negatives);
             for ((candidate, slope), gradient) in candidates.zip(slopes).zip(gradients) {
@@ -195,7 +239,16 @@ mod tests {
 
     use serde_json::Value;
 
+    use super::super::super::batch::CandidateSet;
     use super::*;
+
+    fn loss_of(objective: &dyn Objective, nll: &[f32], sets: &[CandidateSet]) -> Loss {
+        objective.loss(&Scored {
+            nll,
+            reference: &[],
+            sets,
+        })
+    }
 
     const PLAIN: ContrastivePerplexity = ContrastivePerplexity {
         phi: Phi::LogPerplexity,
@@ -203,6 +256,7 @@ mod tests {
         tau: 1.0,
         alpha: 1.0,
         detach_prototype: false,
+        sides: Sides::Both,
         weight: 1.0,
         sft_weight: 0.0,
     };
@@ -280,20 +334,21 @@ mod tests {
         let sets = [
             CandidateSet {
                 positives: vec![0..2, 2..5],
-                negatives: vec![5..6, 6..8],
+                negatives: vec![5..6],
+                random: vec![6..8],
             },
             CandidateSet {
                 positives: vec![8..9],
-                negatives: vec![],
+                ..CandidateSet::default()
             },
         ];
         let nll = [0.5f32, 1.0, 0.25, 2.0, 1.5, 0.75, 1.25, 0.5, 1.0];
-        let loss = objective.loss(&nll, &sets);
+        let loss = loss_of(&objective, &nll, &sets);
         for token in 0..nll.len() {
             let moved = |by: f32| {
                 let mut nll = nll;
                 nll[token] += by;
-                objective.loss(&nll, &sets).value
+                loss_of(&objective, &nll, &sets).value
             };
             let step = 0.001953125;
             let want = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
