@@ -26,8 +26,6 @@ mod registry;
 mod replicas;
 mod residents;
 mod shipped;
-#[cfg(test)]
-mod tests;
 mod version;
 
 pub use archive::write_archive;

@@ -158,8 +158,8 @@ impl Shadow {
     fn compared(&self, pair: Pair, before: f32, served: &Answer, candidate: &Answer) {
         let metrics = &self.metrics;
         metrics.copies.with_label_values(&["compared"]).inc();
-        for (role, answer) in [("served", served), ("candidate", candidate)] {
-            let label = [role];
+        for (which, answer) in [("served", served), ("candidate", candidate)] {
+            let label = [which];
             metrics
                 .toxicity
                 .with_label_values(&label)
@@ -242,7 +242,7 @@ impl ShadowMetrics {
     /// When a name is used twice: a mistake in this file.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let histogram = |name: &str, help: &str, bounds: &[f64]| {
-            HistogramVec::new(HistogramOpts::new(name, help).buckets(bounds.to_vec()), &["role"])
+            HistogramVec::new(HistogramOpts::new(name, help).buckets(bounds.to_vec()), &["which"])
         };
         let metrics = Self {
             copies: IntCounterVec::new(

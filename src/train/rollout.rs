@@ -95,7 +95,9 @@ impl PolicyOptimisation<'_> {
             let mut group = Vec::with_capacity(set.positives.len());
             for (tokens, span) in set.positives.iter().zip(&spans.positives) {
                 let reward = match tokens.split_last() {
-                    Some((&last, rewrite)) if last == self.prompt.end() => self.reward.reward(&source, &self.text(rewrite)?),
+                    Some((&last, rewrite)) if last == self.prompt.end() => {
+                        self.reward.reward(&source, &self.text(rewrite)?)
+                    }
                     _ => 0.0,
                 };
                 let log_ratios = span
@@ -173,7 +175,10 @@ impl PolicyOptimisation<'_> {
             }
         }
         loop {
-            let mut going: Vec<&mut Writing> = texts.iter_mut().filter(|text| text.goes_on(self.prompt.end())).collect();
+            let mut going: Vec<&mut Writing> = texts
+                .iter_mut()
+                .filter(|text| text.goes_on(self.prompt.end()))
+                .collect();
             if going.is_empty() {
                 break;
             }

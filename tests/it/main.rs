@@ -15,6 +15,7 @@ mod limits;
 mod observe;
 mod operations;
 mod queue;
+mod registry;
 mod rewrite;
 mod score;
 mod shutdown;

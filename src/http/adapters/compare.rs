@@ -123,6 +123,7 @@ pub struct Means {
 #[utoipa::path(
     get,
     path = "/adapters/compare",
+    operation_id = "compare_adapters",
     tag = "adapters",
     params(CompareQuery),
     responses((status = 200, description = "The versions", body = Compared), AdapterProblems)

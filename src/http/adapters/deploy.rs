@@ -109,6 +109,7 @@ pub struct Deployments {
 #[utoipa::path(
     post,
     path = "/adapters/{name}/{version}/activate",
+    operation_id = "activate_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     request_body(content = Option<Expectation>, content_type = "application/json"),
@@ -130,6 +131,7 @@ pub async fn activate(
 #[utoipa::path(
     post,
     path = "/adapters/rollback",
+    operation_id = "roll_back_adapter",
     tag = "adapters",
     request_body(content = Option<Expectation>, content_type = "application/json"),
     responses((status = 200, description = "The version before is active", body = Deployment), AdapterProblems)
@@ -148,6 +150,7 @@ pub async fn rollback(
 #[utoipa::path(
     put,
     path = "/adapters/traffic",
+    operation_id = "share_out_traffic",
     tag = "adapters",
     request_body = TrafficRequest,
     responses((status = 200, description = "The traffic is shared out so", body = Deployment), AdapterProblems)
@@ -172,6 +175,7 @@ pub async fn traffic(
 #[utoipa::path(
     get,
     path = "/adapters/deployments",
+    operation_id = "list_deployments",
     tag = "adapters",
     params(HistoryQuery),
     responses((status = 200, description = "The changes", body = Deployments), AdapterProblems)

@@ -71,6 +71,7 @@ pub struct ImportQuery {
 #[utoipa::path(
     post,
     path = "/adapters",
+    operation_id = "import_adapter",
     tag = "adapters",
     params(ImportQuery),
     request_body(content(

@@ -160,6 +160,7 @@ pub struct Memory {
 #[utoipa::path(
     get,
     path = "/adapters",
+    operation_id = "list_adapters",
     tag = "adapters",
     responses((status = 200, description = "What there is", body = Adapters), AdapterProblems)
 )]
@@ -187,6 +188,7 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<Adapters>, 
 #[utoipa::path(
     get,
     path = "/adapters/{name}/{version}",
+    operation_id = "show_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses((status = 200, description = "The version", body = Adapter), AdapterProblems)
@@ -206,6 +208,7 @@ pub async fn get(
 #[utoipa::path(
     delete,
     path = "/adapters/{name}/{version}",
+    operation_id = "delete_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses((status = 204, description = "It is gone"), AdapterProblems)
@@ -229,6 +232,7 @@ pub async fn delete(
 #[utoipa::path(
     put,
     path = "/adapters/{name}/{version}/pin",
+    operation_id = "pin_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses((status = 204, description = "It is pinned"), AdapterProblems)
@@ -246,6 +250,7 @@ pub async fn pin(
 #[utoipa::path(
     delete,
     path = "/adapters/{name}/{version}/pin",
+    operation_id = "unpin_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses((status = 204, description = "It is pinned no longer"), AdapterProblems)
@@ -265,6 +270,7 @@ pub async fn unpin(
 #[utoipa::path(
     get,
     path = "/adapters/{name}/{version}/archive",
+    operation_id = "export_adapter",
     tag = "adapters",
     params(("name" = String, Path, example = "default"), ("version" = u32, Path, example = 1)),
     responses(

@@ -136,11 +136,13 @@ impl Hub {
         }
         let mut bytes = Vec::new();
         let mut reader = response.into_body().into_reader().take(limit.saturating_add(1));
-        reader.read_to_end(&mut bytes).map_err(|source| HubError::BrokeOff {
-            url: url.to_owned(),
-            bytes: 0,
-            source,
-        })?;
+        if let Err(source) = reader.read_to_end(&mut bytes) {
+            return Err(HubError::BrokeOff {
+                url: url.to_owned(),
+                bytes: bytes.len() as u64,
+                source,
+            });
+        }
         if bytes.len() as u64 > limit {
             return Err(too_large());
         }

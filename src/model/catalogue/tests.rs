@@ -238,6 +238,31 @@ fn offline_the_hub_is_not_asked() {
 }
 
 #[test]
+fn a_file_of_unknown_content_is_read_up_to_a_limit() {
+    let read = |answer, limit| {
+        let hub = LoopbackHub::start(answer);
+        let network = network(&hub.endpoint, vec!["false".into()]);
+        read_from_hub(&network, "someone/small", "0123abcd", "weights.gguf", limit)
+    };
+    let bytes = content().len() as u64;
+    assert!(read(Answer::Good, bytes).unwrap() == content());
+    for (answer, limit, word) in [
+        (Answer::Good, bytes - 1, "more than"),
+        // What says nothing of its length is counted.
+        (Answer::TooLong, bytes, "more than"),
+        (Answer::Truncated, bytes, "broke off"),
+        (Answer::NotFound, bytes, "404"),
+    ] {
+        let error = read(answer, limit).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    let mut network = network("http://127.0.0.1:1", vec!["false".into()]);
+    network.hub.offline = true;
+    let error = read_from_hub(&network, "someone/small", "main", "x", 1).unwrap_err();
+    assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+}
+
+#[test]
 fn the_last_error_says_what_was_tried_and_what_to_do() {
     let (cache, pip) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     // A port that was free a moment ago: nobody listens there.
