@@ -5,7 +5,7 @@
 //!
 //! - [`contrastive`](ContrastivePerplexity): contrastive perplexity and its variants; [`released`](Released): what its authors'
 //!   published program computes instead;
-//! - [`sft`](Sft): likelihood of the positives; [`dpo`](Dpo) and [`simpo`](SimPo): preferences, over [`pairs`];
+//! - [`sft`](Sft): likelihood of the positives; [`dpo`](Dpo) and [`simpo`](SimPo): preferences, over `pairs`;
 //! - [`ppo`](ClippedPolicy): the clipped surrogate of texts that the policy itself wrote.
 //!
 //! What does not live here: sampling texts, and what they are worth (`rollout`).
