@@ -46,6 +46,8 @@ pub struct Batch {
     pub targets: Vec<Target>,
     /// By anchor.
     pub sets: Vec<CandidateSet>,
+    /// Decides what an adapter's dropout leaves out.
+    pub dropout_seed: u64,
 }
 
 /// The candidates of one anchor, as ranges of the batch's targets.
@@ -74,6 +76,7 @@ impl Batch {
             packing: Arc::default(),
             targets: Vec::new(),
             sets: Vec::with_capacity(sets.len()),
+            dropout_seed: 0,
         };
         let mut packing = Packing::new();
         for set in sets {

@@ -94,7 +94,11 @@ pub struct Hyperparameters {
     /// A new adapter's updates are scaled by alpha / rank [default: 32]
     #[arg(long)]
     pub lora_alpha: Option<f64>,
-    /// Modules a new adapter updates [default: all linear ones of a block]
+    /// Share of an update's inputs that are left out in training [default: 0]
+    #[arg(long)]
+    pub lora_dropout: Option<f64>,
+    /// Modules a new adapter updates, by the names the model gives them; all-linear are those of the blocks, lm_head is the output
+    /// head [default: all-linear]
     #[arg(long, value_delimiter = ',')]
     pub target_modules: Option<Vec<String>>,
     /// Longest prompt with its rewrite, in tokens [default: 256]
@@ -190,6 +194,7 @@ pub struct Settings {
     pub seed: u64,
     pub lora_rank: usize,
     pub lora_alpha: f64,
+    pub lora_dropout: f64,
     pub target_modules: Vec<String>,
     pub max_tokens: usize,
     pub num_positives: usize,
@@ -237,6 +242,7 @@ impl Settings {
             seed,
             lora_rank,
             lora_alpha,
+            lora_dropout,
             target_modules,
             max_tokens,
             num_positives,
@@ -285,6 +291,10 @@ impl Settings {
             (positive(self.learning_rate), "learning_rate must be positive"),
             (self.lora_rank > 0, "lora_rank must be at least 1"),
             (positive(self.lora_alpha), "lora_alpha must be positive"),
+            (
+                (0.0..1.0).contains(&self.lora_dropout),
+                "lora_dropout must be at least 0 and below 1",
+            ),
             (self.num_positives > 0, "num_positives must be at least 1"),
             (not_negative(self.margin), "margin must not be negative"),
             (positive(self.tau), "tau must be positive"),

@@ -79,7 +79,9 @@ impl Reference<'_> {
 /// When the model cannot run the batch.
 pub fn nll(decoder: &Decoder, adaptation: Adaptation<'_>, batch: &Batch) -> Result<Vec<f32>, TrainError> {
     let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, adaptation)?;
-    Ok(decoder.cross_entropy(&hidden, &batch.targets)?.to_vec1::<f32>()?)
+    Ok(decoder
+        .cross_entropy(&hidden, &batch.targets, adaptation)?
+        .to_vec1::<f32>()?)
 }
 
 impl<'a> Start<'a> {
@@ -146,10 +148,10 @@ impl Trainable<'_> {
         }
     }
 
-    /// What the decoder runs with.
-    pub fn adaptation(&self) -> Adaptation<'_> {
+    /// What the decoder runs with in training; the seed decides what an adapter's dropout leaves out.
+    pub fn adaptation(&self, dropout_seed: u64) -> Adaptation<'_> {
         match self {
-            Self::Adapter { adapter, .. } => Adaptation::Lora(adapter),
+            Self::Adapter { adapter, .. } => Adaptation::Training(adapter, dropout_seed),
             Self::Whole { .. } => Adaptation::Base,
         }
     }

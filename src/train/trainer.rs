@@ -292,7 +292,11 @@ impl Trainer<'_> {
                     (Goal::Reward(policy), Some(reference)) => {
                         Part::Rollout(policy.roll_out(sets, index as u64, trainable, reference)?)
                     }
-                    _ => Part::Data(Batch::pack(sets)),
+                    _ => {
+                        let mut batch = Batch::pack(sets);
+                        batch.dropout_seed = self.schedules.seed.rotate_left(32) ^ index as u64;
+                        Part::Data(batch)
+                    }
                 })
             })
             .collect()
@@ -409,8 +413,9 @@ pub fn gradients(
         None => Vec::new(),
     };
     let decoder = trainable.decoder();
-    let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, trainable.adaptation())?;
-    let nll = decoder.cross_entropy(&hidden, &batch.targets)?;
+    let adaptation = trainable.adaptation(batch.dropout_seed);
+    let pass = decoder.training_pass(&batch.tokens, &batch.packing, adaptation)?;
+    let nll = decoder.cross_entropy(pass.hidden(), &batch.targets, adaptation)?;
     let loss = objective.loss(&Scored {
         nll: &nll.to_vec1::<f32>()?,
         reference: &beside,
@@ -419,7 +424,7 @@ pub fn gradients(
     // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
     let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
     let weights = Tensor::from_vec(weights, nll.shape(), nll.device())?;
-    let store = (nll * weights)?.sum_all()?.backward()?;
+    let store = pass.backward(&(nll * weights)?.sum_all()?)?;
     Ok((loss.value, optimizer.gradients(&store)?))
 }
 

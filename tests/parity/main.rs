@@ -5,6 +5,7 @@
 //! - `cached`, `packed`: caches and shared prompts against whole sequences; `gradients`: against finite differences;
 //! - `policy`: runs that compare with their beginning, or learn from their own texts;
 //! - `adapters`: PEFT's files, good and bad; `merged`: one put into its base; `resume`: an interrupted run against an unbroken one;
+//! - `families`: each family on a small model of it; `four_bit`: 4-bit weights against bitsandbytes and against dense ones;
 //! - `engine`: what the scheduler gives against a plain loop.
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
@@ -12,6 +13,8 @@
 mod adapters;
 mod cached;
 mod engine;
+mod families;
+mod four_bit;
 mod gradients;
 mod logits;
 mod merged;

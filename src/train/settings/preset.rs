@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::super::objectives::{Phi, Sides};
 use super::super::optimizer::Schedule;
 use super::{ConditioningName, ObjectiveName, Settings, SimilarityName};
-use crate::model::lora::MODULES;
+use crate::model::lora::ALL_LINEAR;
 
 /// Where settings come from that are not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
@@ -65,7 +65,8 @@ fn rewriter() -> Settings {
         seed: 1,
         lora_rank: 16,
         lora_alpha: 32.0,
-        target_modules: MODULES.map(str::to_owned).to_vec(),
+        lora_dropout: 0.0,
+        target_modules: vec![ALL_LINEAR.to_owned()],
         max_tokens: 256,
         num_positives: 4,
         num_negatives: 6,
@@ -101,6 +102,7 @@ fn paper() -> Settings {
         warmup_steps: 0,
         lora_rank: 64,
         lora_alpha: 16.0,
+        lora_dropout: 0.0,
         num_positives: 5,
         num_negatives: 5,
         conditioning: ConditioningName::Nothing,
