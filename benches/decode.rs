@@ -31,7 +31,7 @@ fn ours(decoder: &Decoder, prompt: &[u32]) -> anyhow::Result<Vec<u32>> {
         }];
         let hidden = decoder.forward_cached(&tokens, &mut sequences, Adaptation::Base)?;
         let last = hidden.narrow(0, tokens.len() - 1, 1)?;
-        let token = argmax(&decoder.logits(&last)?)?;
+        let token = argmax(&decoder.logits(&last, Adaptation::Base)?)?;
         out.push(token);
         tokens = vec![token];
     }

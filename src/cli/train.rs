@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
 use crate::config::LogSettings;
-use crate::model::lora::{LoraConfig, LoraModel, MODULES};
+use crate::model::lora::{ALL_LINEAR, LoraConfig, LoraModel};
 use crate::model::tokenizer::TextTokenizer;
-use crate::model::weights::{ModelFiles, Purpose};
+use crate::model::weights::{FourBit, ModelFiles, Purpose};
 use crate::model::whole::Blueprint;
 use crate::model::{Decoder, ModelError};
 use crate::prompt::{MissingMarker, RewritePrompt};
@@ -58,6 +58,9 @@ pub struct TrainArgs {
     /// Type of the products with frozen weights: bf16 where the processor has them
     #[arg(long, value_enum, default_value_t = TrainDType::Bf16)]
     dtype: TrainDType,
+    /// Holds the frozen weights in 4 bits instead, for models that would not fit
+    #[arg(long, value_enum, conflicts_with = "new_model")]
+    quantize: Option<QuantizeName>,
     /// Type of the numbers in the finished file
     #[arg(long, value_enum, default_value_t = SaveDType::F16)]
     save_dtype: SaveDType,
@@ -94,6 +97,16 @@ enum ObjectiveName {
 enum TrainDType {
     F32,
     Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum QuantizeName {
+    /// NF4 with double quantisation, as QLoRA has it
+    Nf4,
+    /// GGUF's Q4_K; rows must be multiples of 256
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -172,8 +185,11 @@ struct Hyperparameters {
     /// A new adapter's updates are scaled by alpha / rank
     #[arg(long, default_value_t = 32.0)]
     lora_alpha: f64,
-    /// Modules a new adapter updates
-    #[arg(long, value_delimiter = ',', default_values_t = MODULES.map(str::to_owned))]
+    /// Share of an update's inputs that are left out in training
+    #[arg(long, default_value_t = 0.0)]
+    lora_dropout: f64,
+    /// Modules a new adapter updates, by the names the model gives them; all-linear are those of the blocks, lm_head is the output head
+    #[arg(long, value_delimiter = ',', default_value = ALL_LINEAR)]
     target_modules: Vec<String>,
     /// Longest prompt with its rewrite, in tokens
     #[arg(long, default_value_t = 256)]
@@ -322,12 +338,14 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
             device: Device::Cpu,
         },
         Trained::Adapter(files, _) => {
-            base = files.load(
-                Purpose::Train {
+            let purpose = match args.quantize {
+                None => Purpose::Train {
                     dtype: args.dtype.into(),
                 },
-                &Device::Cpu,
-            )?;
+                Some(QuantizeName::Nf4) => Purpose::TrainFourBit(FourBit::Nf4),
+                Some(QuantizeName::Q4K) => Purpose::TrainFourBit(FourBit::Q4K),
+            };
+            base = files.load(purpose, &Device::Cpu)?;
             adapter(args, &base)?
         }
     };
@@ -381,6 +399,8 @@ fn adapter<'a>(args: &TrainArgs, base: &'a Decoder) -> anyhow::Result<Start<'a>>
             config: LoraConfig {
                 r: hyperparameters.lora_rank,
                 lora_alpha: hyperparameters.lora_alpha,
+                lora_dropout: hyperparameters.lora_dropout,
+                use_rslora: false,
                 target_modules: hyperparameters.target_modules.iter().cloned().collect(),
                 base_model_name_or_path: args.base_name.clone().unwrap_or_else(|| args.model.clone()),
             },

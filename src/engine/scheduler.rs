@@ -155,8 +155,9 @@ impl Scheduler {
         let mut sequences = Vec::new();
         let mut spans: Vec<LoraSpan> = Vec::new();
         let (mut rows, mut owners) = (Vec::new(), Vec::new());
+        let mut row_spans: Vec<LoraSpan> = Vec::new();
         for (index, group) in self.groups.iter_mut().enumerate() {
-            let first = tokens.len();
+            let (first, first_row) = (tokens.len(), owners.len());
             if let Some(cache) = group.prompt.as_mut() {
                 tokens.extend(&group.generation.prompt);
                 sequences.push(CachedSequence {
@@ -185,6 +186,7 @@ impl Scheduler {
             }
             if let Some((adapter, strength)) = &group.generation.adapter {
                 extend_spans(&mut spans, first, tokens.len(), adapter, *strength);
+                extend_spans(&mut row_spans, first_row, owners.len(), adapter, *strength);
             }
         }
         let hidden = self
@@ -194,7 +196,7 @@ impl Scheduler {
         let rows = Tensor::from_vec(rows, owners.len(), hidden.device())?;
         let logits = self
             .decoder
-            .logits(&hidden.index_select(&rows, 0)?)?
+            .logits(&hidden.index_select(&rows, 0)?, Adaptation::Mixed(&row_spans))?
             .to_device(&candle_core::Device::Cpu)?;
         let vocabulary = self.decoder.config().vocab_size;
         with_values(&logits, |logits| {
@@ -239,7 +241,9 @@ impl Scheduler {
             .enumerate()
             .map(|(row, &token)| Target { row: row as u32, token })
             .collect();
-        self.decoder.cross_entropy(&hidden, &targets)?.to_vec1()
+        self.decoder
+            .cross_entropy(&hidden, &targets, Adaptation::Mixed(&spans))?
+            .to_vec1()
     }
 }
 

@@ -5,38 +5,35 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::ModelError;
-use super::config::DecoderConfig;
+use super::config::{BlockKind, DecoderConfig, NormKind};
 use super::decoder::{Block, Decoder};
-use super::layers::{Embedding, Linear, Projection, Weight};
-use super::lora::{in_size, projection_parts};
+use super::layers::{Embedding, Linear, Norm, Projection, Weight};
+use super::layout::HEAD;
 use super::ops::RotaryTable;
-
-/// Name of the token embedding.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the output head, where it is not the embedding.
-pub(super) const HEAD: &str = "lm_head.weight";
-/// Name of the last norm.
-pub(super) const NORM: &str = "model.norm.weight";
-/// Name within a block of the norm before attention.
-pub(super) const ATTENTION_NORM: &str = "input_layernorm";
-/// Name within a block of the norm before the feed-forward part.
-pub(super) const MLP_NORM: &str = "post_attention_layernorm";
-
-/// Name of a module's weight within a block.
-pub(super) fn block_tensor(layer: usize, module: &str) -> String {
-    format!("model.layers.{layer}.{module}.weight")
-}
 
 /// Where a decoder's tensors come from, under the names that Hugging Face gives them.
 pub(super) trait TensorSource {
     /// One matrix, stacked from the named ones `(name, rows)` of `columns` values each.
-    fn weight(&mut self, names: &[(&str, usize)], columns: usize) -> Result<Weight, ModelError>;
+    fn weight(
+        &mut self,
+        projection: Projection,
+        names: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Weight, ModelError>;
 
     /// The token embedding of a model whose output head is another matrix.
-    fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<Tensor, ModelError>;
+    fn embedding(&mut self, name: &str, shape: (usize, usize)) -> Result<Embedding, ModelError>;
 
     /// The weight of a norm.
     fn norm(&mut self, name: &str, len: usize) -> Result<Tensor, ModelError>;
+
+    /// One bias, of a norm or stacked from those of projections.
+    fn bias(&mut self, names: &[(String, usize)]) -> Result<Tensor, ModelError>;
+
+    /// What rotary frequencies are divided by beyond what the configuration says.
+    fn rotary_divisors(&mut self, _len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        Ok(None)
+    }
 }
 
 /// Builds the decoder that `config` describes.
@@ -48,57 +45,82 @@ pub(super) fn build(
     device: &Device,
     source: &mut impl TensorSource,
 ) -> Result<Decoder, ModelError> {
-    let head_name = if config.tie_word_embeddings { EMBEDDING } else { HEAD };
-    let head = Arc::new(source.weight(&[(head_name, config.vocab_size)], config.hidden_size)?);
+    let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+    let embedding_name = format!("{}.weight", config.naming.embedding());
+    let head_name = if config.tie_word_embeddings {
+        embedding_name.clone()
+    } else {
+        format!("{HEAD}.weight")
+    };
+    let head = Arc::new(source.weight(Projection::Head, &[(head_name, vocabulary)], hidden)?);
     let embedding = match &*head {
-        Weight::Quantized(_) if config.tie_word_embeddings => Embedding::Tied(head.clone()),
+        Weight::Quantized(_) | Weight::Blocks(_) if config.tie_word_embeddings => Embedding::Blocks(head.clone()),
         Weight::Dense(table) if config.tie_word_embeddings => Embedding::Dense(table.clone()),
-        _ => Embedding::Dense(source.embedding(EMBEDDING, (config.vocab_size, config.hidden_size))?),
+        _ => source.embedding(&embedding_name, (vocabulary, hidden))?,
     };
     let blocks = (0..config.num_layers)
         .map(|layer| block(layer, &config, source))
         .collect::<Result<_, _>>()?;
-    let norm = source.norm(NORM, config.hidden_size)?;
-    let rotary = RotaryTable::new(config.max_positions, config.head_dim, config.rope_theta);
+    let norm = norm(config.naming.last_norm(), &config, source)?;
+    let mut frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim);
+    if let Some(divisors) = source.rotary_divisors(frequencies.len())? {
+        frequencies
+            .iter_mut()
+            .zip(divisors)
+            .for_each(|(frequency, divisor)| *frequency /= divisor);
+    }
+    let rotary = RotaryTable::new(config.max_positions, &frequencies);
     Ok(Decoder {
         device: device.clone(),
         embedding,
         blocks,
         norm,
-        head,
+        head: Linear::new(head, None, config.num_layers, Projection::Head),
         rotary: Arc::new(rotary),
         config,
     })
 }
 
 fn block(layer: usize, config: &DecoderConfig, source: &mut impl TensorSource) -> Result<Block, ModelError> {
-    let mut linear = |projection: Projection| -> Result<Linear, ModelError> {
-        let parts = projection_parts(projection, config);
-        let names: Vec<String> = parts.iter().map(|part| block_tensor(layer, part.module)).collect();
-        let stacked: Vec<(&str, usize)> = names
-            .iter()
-            .zip(&parts)
-            .map(|(name, part)| (name.as_str(), part.rows.len()))
-            .collect();
-        let weight = source.weight(&stacked, in_size(projection, config))?;
-        Ok(Linear::new(weight, layer, projection))
-    };
-    let (qkv, output) = (linear(Projection::Qkv)?, linear(Projection::Output)?);
-    let (gate_up, down) = (linear(Projection::GateUp)?, linear(Projection::Down)?);
-    let mut norm = |name: &str| source.norm(&block_tensor(layer, name), config.hidden_size);
+    let (attention_norm, mlp_norm) = config.norm_names();
+    let named = |name: &str| config.naming.in_block(layer, name);
     Ok(Block {
-        attention_norm: norm(ATTENTION_NORM)?,
-        qkv,
-        output,
-        mlp_norm: norm(MLP_NORM)?,
-        gate_up,
-        down,
+        attention_norm: norm(&named(attention_norm), config, source)?,
+        mlp_norm: mlp_norm.map(|name| norm(&named(name), config, source)).transpose()?,
+        is_parallel: config.blocks != BlockKind::Sequential,
+        qkv: linear(layer, Projection::Qkv, config, source)?,
+        output: linear(layer, Projection::Output, config, source)?,
+        gate_up: linear(layer, Projection::GateUp, config, source)?,
+        down: linear(layer, Projection::Down, config, source)?,
     })
 }
 
-/// Whether the named matrix's products are added to the residual stream.
-pub(super) fn writes_to_residual(name: &str) -> bool {
-    ["o_proj.weight", "down_proj.weight"]
-        .iter()
-        .any(|module| name.ends_with(module))
+fn linear(
+    layer: usize,
+    projection: Projection,
+    config: &DecoderConfig,
+    source: &mut impl TensorSource,
+) -> Result<Linear, ModelError> {
+    let parts = config.parts(projection);
+    let named = |tensor: &str| -> Vec<(String, usize)> {
+        let name = |module| format!("{}.{tensor}", config.module_name(layer, projection, module));
+        parts.iter().map(|part| (name(part.module), part.rows.len())).collect()
+    };
+    let weight = source.weight(projection, &named("weight"), config.in_size(projection))?;
+    let bias = match config.has_bias(projection) {
+        true => Some(source.bias(&named("bias"))?),
+        false => None,
+    };
+    Ok(Linear::new(weight.into(), bias, layer, projection))
+}
+
+fn norm(name: &str, config: &DecoderConfig, source: &mut impl TensorSource) -> Result<Norm, ModelError> {
+    let weight = source.norm(&format!("{name}.weight"), config.hidden_size)?;
+    Ok(match config.norm {
+        NormKind::Rms => Norm::Rms { weight },
+        NormKind::Layer => Norm::Layer {
+            weight,
+            bias: source.bias(&[(format!("{name}.bias"), config.hidden_size)])?,
+        },
+    })
 }

@@ -9,7 +9,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::config::DecoderConfig;
 use super::kv_cache::{self, CachedSequence};
-use super::layers::{Adaptation, Embedding, Linear, Weight};
+use super::layers::{Adaptation, Embedding, Linear, Norm, activate};
 use super::ops::{self, AttentionShape, RotaryTable, Target};
 use super::packing::Packing;
 
@@ -20,18 +20,21 @@ pub struct Decoder {
     pub(super) device: Device,
     pub(super) embedding: Embedding,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: Tensor,
-    pub(super) head: Arc<Weight>,
+    pub(super) norm: Norm,
+    pub(super) head: Linear,
     pub(super) rotary: Arc<RotaryTable>,
 }
 
 /// One pre-norm block.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub attention_norm: Tensor,
+    pub attention_norm: Norm,
+    /// Where the feed-forward part has a norm of its own.
+    pub mlp_norm: Option<Norm>,
+    /// Whether attention and feed-forward part read the same input, one beside the other.
+    pub is_parallel: bool,
     pub qkv: Linear,
     pub output: Linear,
-    pub mlp_norm: Tensor,
     pub gate_up: Linear,
     pub down: Linear,
 }
@@ -52,9 +55,8 @@ impl Decoder {
     /// # Errors
     /// When the batch and its packing disagree, or a sequence is too long.
     pub fn forward_packed(&self, tokens: &[u32], packing: &Arc<Packing>, adaptation: Adaptation<'_>) -> Result<Tensor> {
-        let shape = self.attention_shape();
-        self.run(tokens, adaptation, |_, qkv| {
-            ops::attention(qkv, shape, packing, &self.rotary)
+        self.run(tokens, adaptation, |layer, qkv| {
+            ops::attention(qkv, self.attention_shape(layer), packing, &self.rotary)
         })
     }
 
@@ -68,35 +70,36 @@ impl Decoder {
         sequences: &mut [CachedSequence<'_>],
         adaptation: Adaptation<'_>,
     ) -> Result<Tensor> {
-        let shape = self.attention_shape();
         let hidden = self.run(tokens, adaptation, |layer, qkv| {
-            kv_cache::attend(qkv, layer, sequences, shape, &self.rotary)
+            kv_cache::attend(qkv, layer, sequences, self.attention_shape(layer), &self.rotary)
         })?;
         kv_cache::advance(sequences);
         Ok(hidden)
     }
 
-    /// Logits `[rows, vocabulary]` of final hidden states `[rows, hidden]`.
+    /// Logits `[rows, vocabulary]` of final hidden states `[rows, hidden]`. Spans of `adaptation` count these rows.
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        ops::linear(hidden, &self.head)
+    pub fn logits(&self, hidden: &Tensor, adaptation: Adaptation<'_>) -> Result<Tensor> {
+        self.head.forward(hidden, adaptation)
     }
 
-    /// Negative log-likelihoods in nats `[targets]` from final hidden states; differentiable.
+    /// Negative log-likelihoods in nats `[targets]` from final hidden states, under the adapters that made them; differentiable
+    /// but for spans.
     ///
     /// # Errors
     /// When a target lies outside the batch or the vocabulary.
-    pub fn cross_entropy(&self, hidden: &Tensor, targets: &[Target]) -> Result<Tensor> {
-        ops::cross_entropy(hidden, &self.head, targets)
+    pub fn cross_entropy(&self, hidden: &Tensor, targets: &[Target], adaptation: Adaptation<'_>) -> Result<Tensor> {
+        self.head.cross_entropy(hidden, targets, adaptation)
     }
 
-    fn attention_shape(&self) -> AttentionShape {
+    fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             num_heads: self.config.num_heads,
             num_kv_heads: self.config.num_kv_heads,
             head_dim: self.config.head_dim,
+            window: self.config.window(layer),
         }
     }
 
@@ -106,16 +109,20 @@ impl Decoder {
         adaptation: Adaptation<'_>,
         mut attend: impl FnMut(usize, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let eps = self.config.rms_norm_eps;
+        let eps = self.config.norm_eps;
         let mut x = self.embedding.forward(tokens, &self.device)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let normed = ops::rms_norm(&x, &block.attention_norm, eps)?;
+            let normed = block.attention_norm.forward(&x, eps)?;
             let attended = attend(layer, &block.qkv.forward(&normed, adaptation)?)?;
-            x = ops::add(&x, &block.output.forward(&attended, adaptation)?)?;
-            let normed = ops::rms_norm(&x, &block.mlp_norm, eps)?;
-            let gated = ops::swiglu(&block.gate_up.forward(&normed, adaptation)?)?;
-            x = ops::add(&x, &block.down.forward(&gated, adaptation)?)?;
+            let after = ops::add(&x, &block.output.forward(&attended, adaptation)?)?;
+            let read = if block.is_parallel { &x } else { &after };
+            let normed = match &block.mlp_norm {
+                Some(norm) => norm.forward(read, eps)?,
+                None => normed,
+            };
+            let inner = activate(self.config.activation, &block.gate_up.forward(&normed, adaptation)?)?;
+            x = ops::add(&after, &block.down.forward(&inner, adaptation)?)?;
         }
-        ops::rms_norm(&x, &self.norm, eps)
+        self.norm.forward(&x, eps)
     }
 }

@@ -7,7 +7,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::DecoderConfig;
-use super::ops::{AttentionShape, RotaryTable, attend_row, rotate, with_values};
+use super::ops::{AttentionShape, RotaryTable, attend_row, beyond_window, rotate, with_values};
 
 /// Keys and values of one sequence, possibly the continuation of a shared one.
 #[derive(Debug, Clone)]
@@ -165,16 +165,21 @@ fn attend_sequence(
         cache.keys.extend_from_slice(&qk[queries..]);
         cache.values.extend_from_slice(&qkv[queries + stride..]);
         let own_len = cache.keys.len() / stride;
+        let (of_prefix, of_own) = beyond_window(prefix_len, own_len, shape.window);
         for (head, out) in out.chunks_exact_mut(dim).enumerate() {
             let offset = head * shape.num_kv_heads / shape.num_heads * dim;
-            let from = |values: &'_ [f32]| values.len().min(offset);
+            let from = |values: &'_ [f32], skipped: usize| values.len().min(offset + skipped * stride);
             let runs = [
                 (
-                    &prefix.keys[from(&prefix.keys)..],
-                    &prefix.values[from(&prefix.values)..],
-                    prefix_len,
+                    &prefix.keys[from(&prefix.keys, of_prefix)..],
+                    &prefix.values[from(&prefix.values, of_prefix)..],
+                    prefix_len - of_prefix,
                 ),
-                (&cache.keys[offset..], &cache.values[offset..], own_len),
+                (
+                    &cache.keys[from(&cache.keys, of_own)..],
+                    &cache.values[from(&cache.values, of_own)..],
+                    own_len - of_own,
+                ),
             ];
             attend_row(out, &qk[head * dim..][..dim], runs, stride, &mut scores);
         }

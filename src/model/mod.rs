@@ -1,6 +1,6 @@
 //! The decoder: one set of weights that can be trained and served.
 //!
-//! - [`config`]: the shape of a model; [`weights`]: where its tensors come from (GGUF, Hugging Face folders);
+//! - [`config`]: the shape of a model and what differs between families; `layout`: what their tensors are called; [`weights`]: where its tensors come from (GGUF, Hugging Face folders);
 //!   [`catalogue`]: models known by name and how to fetch them; [`tokenizer`]: text to token ids and back.
 //! - [`kernels`]: loops over slices, chosen at run time for the processor; [`ops`]: those loops as candle operations
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
@@ -19,6 +19,7 @@ pub mod fingerprint;
 pub mod kernels;
 pub mod kv_cache;
 pub mod layers;
+mod layout;
 pub mod lora;
 pub mod ops;
 pub mod packing;

@@ -7,10 +7,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::build::{self, ATTENTION_NORM, EMBEDDING, HEAD, MLP_NORM, NORM, TensorSource, block_tensor, build};
+use super::build::{TensorSource, build};
 use super::decoder::{Block, Decoder};
-use super::layers::{Embedding, Linear, Weight};
-use super::lora::projection_parts;
+use super::layers::{Embedding, Linear, Norm, Projection, Weight};
+use super::layout::{self, HEAD};
 use super::tokenizer::TextTokenizer;
 use super::weights::{ModelFiles, Purpose};
 use super::{DecoderConfig, ModelError};
@@ -152,11 +152,16 @@ impl Blueprint {
 pub fn parameters(decoder: &Decoder) -> Result<Vec<(String, Tensor)>, ModelError> {
     let mut named = outer_tensors(decoder)?;
     for (layer, block) in decoder.blocks.iter().enumerate() {
-        named.extend(norms(layer, block));
+        named.extend(norms(layer, block, decoder));
         for linear in linears(block) {
-            let name = format!("model.layers.{layer}.{:?}.weight", linear.projection());
+            let module = decoder
+                .config
+                .naming
+                .in_block(layer, &format!("{:?}", linear.projection()));
+            let name = format!("{module}.weight");
             let weight = dense(linear.weight(), &name)?;
             named.push((name, weight));
+            named.extend(linear.bias().map(|bias| (format!("{module}.bias"), bias.clone())));
         }
     }
     Ok(named)
@@ -167,14 +172,26 @@ pub fn parameters(decoder: &Decoder) -> Result<Vec<(String, Tensor)>, ModelError
 /// # Errors
 /// When a weight is packed or quantised.
 pub fn named_tensors(decoder: &Decoder) -> Result<Vec<(String, Tensor)>, ModelError> {
+    let config = &decoder.config;
     let mut named = outer_tensors(decoder)?;
     for (layer, block) in decoder.blocks.iter().enumerate() {
-        named.extend(norms(layer, block));
+        named.extend(norms(layer, block, decoder));
         for linear in linears(block) {
-            for part in projection_parts(linear.projection(), &decoder.config) {
-                let name = block_tensor(layer, part.module);
-                let fused = dense(linear.weight(), &name)?;
-                named.push((name, fused.narrow(0, part.rows.start, part.rows.len())?.contiguous()?));
+            for part in config.parts(linear.projection()) {
+                let module = config.module_name(layer, linear.projection(), part.module);
+                let weight = dense(linear.weight(), &module)?;
+                let order = config.grouped_rows(&module).map(|order| {
+                    let order: Vec<u32> = order.into_iter().map(|row| row as u32).collect();
+                    layout::inverse(&order)
+                });
+                for (tensor, fused) in [("weight", Some(&weight)), ("bias", linear.bias())] {
+                    let Some(fused) = fused else { continue };
+                    let mut own = fused.narrow(0, part.rows.start, part.rows.len())?.contiguous()?;
+                    if let Some(order) = &order {
+                        own = own.index_select(&Tensor::from_slice(order, order.len(), own.device())?, 0)?;
+                    }
+                    named.push((format!("{module}.{tensor}"), own));
+                }
             }
         }
     }
@@ -186,25 +203,38 @@ pub fn named_tensors(decoder: &Decoder) -> Result<Vec<(String, Tensor)>, ModelEr
 
 /// Embedding, last norm, and the head where it is a matrix of its own.
 fn outer_tensors(decoder: &Decoder) -> Result<Vec<(String, Tensor)>, ModelError> {
+    let name = format!("{}.weight", decoder.config.naming.embedding());
     let embedding = match &decoder.embedding {
         Embedding::Dense(table) => table.clone(),
-        Embedding::Tied(weight) => dense(weight, EMBEDDING)?,
+        Embedding::Blocks(weight) => dense(weight, &name)?,
     };
-    let mut named = vec![
-        (EMBEDDING.to_owned(), embedding),
-        (NORM.to_owned(), decoder.norm.clone()),
-    ];
+    let mut named = vec![(name, embedding)];
+    named.extend(norm_tensors(decoder.config.naming.last_norm(), &decoder.norm));
     if !decoder.config.tie_word_embeddings {
-        named.push((HEAD.to_owned(), dense(&decoder.head, HEAD)?));
+        named.push((format!("{HEAD}.weight"), dense(decoder.head.weight(), HEAD)?));
     }
     Ok(named)
 }
 
-fn norms(layer: usize, block: &Block) -> [(String, Tensor); 2] {
-    [
-        (block_tensor(layer, ATTENTION_NORM), block.attention_norm.clone()),
-        (block_tensor(layer, MLP_NORM), block.mlp_norm.clone()),
-    ]
+fn norms(layer: usize, block: &Block, decoder: &Decoder) -> Vec<(String, Tensor)> {
+    let (attention, mlp) = decoder.config.norm_names();
+    let norms = [
+        (Some(attention), Some(&block.attention_norm)),
+        (mlp, block.mlp_norm.as_ref()),
+    ];
+    norms
+        .into_iter()
+        .filter_map(|(name, norm)| {
+            let name = decoder.config.naming.in_block(layer, name?);
+            Some(norm_tensors(&name, norm?).collect::<Vec<_>>())
+        })
+        .flatten()
+        .collect()
+}
+
+fn norm_tensors(name: &str, norm: &Norm) -> impl Iterator<Item = (String, Tensor)> {
+    norm.tensors()
+        .map(move |(tensor, value)| (format!("{name}.{tensor}"), value.clone()))
 }
 
 fn linears(block: &Block) -> [&Linear; 4] {
@@ -214,7 +244,7 @@ fn linears(block: &Block) -> [&Linear; 4] {
 fn dense(weight: &Weight, name: &str) -> Result<Tensor, ModelError> {
     match weight {
         Weight::Dense(tensor) => Ok(tensor.clone()),
-        Weight::Bf16 { .. } | Weight::Quantized(_) => Err(ModelError::DType {
+        Weight::Bf16 { .. } | Weight::Quantized(_) | Weight::Blocks(_) => Err(ModelError::DType {
             name: name.to_owned(),
             dtype: "packed or quantised".to_owned(),
         }),
@@ -244,23 +274,33 @@ impl RandomWeights<'_> {
 }
 
 impl TensorSource for RandomWeights<'_> {
-    fn weight(&mut self, names: &[(&str, usize)], columns: usize) -> Result<Weight, ModelError> {
+    fn weight(
+        &mut self,
+        projection: Projection,
+        names: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Weight, ModelError> {
         let rows = names.iter().map(|(_, rows)| rows).sum();
-        let deviation = if names.iter().any(|(name, _)| build::writes_to_residual(name)) {
-            self.residual_deviation
-        } else {
-            INITIAL_DEVIATION
+        let deviation = match projection {
+            Projection::Output | Projection::Down => self.residual_deviation,
+            Projection::Qkv | Projection::GateUp | Projection::Head => INITIAL_DEVIATION,
         };
         Ok(Weight::Dense(self.normal((rows, columns), deviation)?))
     }
 
-    fn embedding(&mut self, _: &str, shape: (usize, usize)) -> Result<Tensor, ModelError> {
-        self.normal(shape, INITIAL_DEVIATION)
+    fn embedding(&mut self, _: &str, shape: (usize, usize)) -> Result<Embedding, ModelError> {
+        Ok(Embedding::Dense(self.normal(shape, INITIAL_DEVIATION)?))
     }
 
     fn norm(&mut self, _: &str, len: usize) -> Result<Tensor, ModelError> {
         let ones = Tensor::ones(len, DType::F32, self.device)?;
         Ok(Var::from_tensor(&ones)?.into_inner())
+    }
+
+    fn bias(&mut self, names: &[(String, usize)]) -> Result<Tensor, ModelError> {
+        let len: usize = names.iter().map(|(_, len)| len).sum();
+        let zeros = Tensor::zeros(len, DType::F32, self.device)?;
+        Ok(Var::from_tensor(&zeros)?.into_inner())
     }
 }
 
@@ -297,7 +337,11 @@ mod tests {
         let hidden = decoder
             .forward_packed(&tokens, &Arc::new(packing), Adaptation::Base)
             .unwrap();
-        decoder.cross_entropy(&hidden, &targets).unwrap().mean_all().unwrap()
+        decoder
+            .cross_entropy(&hidden, &targets, Adaptation::Base)
+            .unwrap()
+            .mean_all()
+            .unwrap()
     }
 
     #[test]
@@ -317,7 +361,7 @@ mod tests {
                 assert!(values.iter().all(|value| value.is_finite()), "{name}: {parameter}");
                 // Rows of the embedding that are never an input still have one as outputs when tied.
                 let zeros = values.iter().filter(|value| **value == 0.0).count();
-                let allowed = if parameter == EMBEDDING {
+                let allowed = if parameter.contains("embed") {
                     values.len() / 10
                 } else {
                     values.len() / 100
@@ -389,7 +433,9 @@ mod tests {
             let deviation = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
             let expected = match &name {
                 norm if norm.contains("norm") => 1.0,
-                residual if build::writes_to_residual(residual) => 0.02 / (2.0 * layers).sqrt(),
+                residual if residual.contains("o_proj") || residual.contains("down_proj") => {
+                    0.02 / (2.0 * layers).sqrt()
+                }
                 _ => 0.02,
             };
             assert!((deviation / expected - 1.0).abs() < 0.1, "{name}: {deviation}");

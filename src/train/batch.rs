@@ -113,6 +113,8 @@ pub struct Batch {
     pub targets: Vec<Target>,
     /// By anchor.
     pub sets: Vec<CandidateSet>,
+    /// Decides what an adapter's dropout leaves out.
+    pub dropout_seed: u64,
 }
 
 /// The candidates of one anchor, as ranges of the batch's targets.
@@ -159,6 +161,7 @@ impl Batch {
             packing: Arc::new(packing),
             targets,
             sets: ranges,
+            dropout_seed: 0,
         }
     }
 }

@@ -105,10 +105,10 @@ impl Trainable<'_> {
         }
     }
 
-    /// What the decoder runs with.
-    pub fn adaptation(&self) -> Adaptation<'_> {
+    /// What the decoder runs with in training; the seed decides what an adapter's dropout leaves out.
+    pub fn adaptation(&self, dropout_seed: u64) -> Adaptation<'_> {
         match self {
-            Self::Adapter { adapter, .. } => Adaptation::Lora(adapter),
+            Self::Adapter { adapter, .. } => Adaptation::Training(adapter, dropout_seed),
             Self::Whole { .. } => Adaptation::Base,
         }
     }

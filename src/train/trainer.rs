@@ -249,8 +249,9 @@ impl Trainer<'_> {
         optimizer: &AdamW,
     ) -> Result<(f64, Gradients), TrainError> {
         let decoder = trainable.decoder();
-        let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, trainable.adaptation())?;
-        let nll = decoder.cross_entropy(&hidden, &batch.targets)?;
+        let adaptation = trainable.adaptation(batch.dropout_seed);
+        let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, adaptation)?;
+        let nll = decoder.cross_entropy(&hidden, &batch.targets, adaptation)?;
         let loss = self.objective.loss(&nll.to_vec1::<f32>()?, &batch.sets);
         // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
         let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
@@ -319,6 +320,8 @@ impl<'a, 'b> Batches<'a, 'b> {
             self.epoch += 1;
             self.batches = self.trainer.epoch(self.epoch);
         }
-        Batch::pack(&self.batches[index - self.first])
+        let mut batch = Batch::pack(&self.batches[index - self.first]);
+        batch.dropout_seed = self.trainer.schedules.seed.rotate_left(32) ^ index as u64;
+        batch
     }
 }

@@ -68,7 +68,7 @@ fn mean_nll(decoder: &Decoder, tokens: &[u32]) -> f64 {
         .map(|(row, &token)| Target { row: row as u32, token })
         .collect();
     let nll = decoder
-        .cross_entropy(&hidden, &targets)
+        .cross_entropy(&hidden, &targets, Adaptation::Base)
         .unwrap()
         .to_vec1::<f32>()
         .unwrap();
@@ -88,7 +88,11 @@ fn logits_and_likelihoods_are_those_of_transformers() {
         let hidden = dense
             .forward_packed(&tokens, &single(tokens.len()), Adaptation::Base)
             .unwrap();
-        let logits = dense.logits(&hidden).unwrap().to_vec2::<f32>().unwrap();
+        let logits = dense
+            .logits(&hidden, Adaptation::Base)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
         for position in row["positions"].as_array().unwrap() {
             largest = largest.max(difference(&logits[position["at"].as_u64().unwrap() as usize], position));
         }
@@ -135,7 +139,11 @@ fn logits_with_an_adapter_trained_by_peft_are_those_of_peft() {
                 .forward_packed(&tokens, &single(tokens.len()), Adaptation::Mixed(&spans))
                 .unwrap();
             let last = hidden.narrow(0, tokens.len() - 1, 1).unwrap();
-            let logits = decoder.logits(&last).unwrap().to_vec2::<f32>().unwrap();
+            let logits = decoder
+                .logits(&last, Adaptation::Base)
+                .unwrap()
+                .to_vec2::<f32>()
+                .unwrap();
             largest = largest.max(difference(&logits[0], &row[name]));
         }
     }

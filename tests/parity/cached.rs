@@ -86,7 +86,7 @@ fn a_mixed_batch_gives_what_its_requests_give_one_by_one() {
         let hidden = decoder
             .forward_cached(&inputs.concat(), &mut batch, Adaptation::Mixed(&spans))
             .unwrap();
-        let got = decoder.logits(&hidden).unwrap();
+        let got = decoder.logits(&hidden, Adaptation::Base).unwrap();
         let want: Vec<Tensor> = alone
             .iter_mut()
             .zip(&inputs)
@@ -135,7 +135,7 @@ fn a_shared_prompt_gives_what_copies_of_it_give() {
     let hidden = decoder
         .forward_cached(&continuations.concat(), &mut batch, Adaptation::Base)
         .unwrap();
-    let got = decoder.logits(&hidden).unwrap();
+    let got = decoder.logits(&hidden, Adaptation::Base).unwrap();
 
     let separate: Vec<Tensor> = continuations
         .iter()
@@ -154,7 +154,9 @@ fn a_shared_prompt_gives_what_copies_of_it_give() {
     let hidden = decoder
         .forward_packed(&tokens, &Arc::new(packing), Adaptation::Base)
         .unwrap();
-    let packed = decoder.logits(&hidden.narrow(0, prompt.len(), 9).unwrap()).unwrap();
+    let packed = decoder
+        .logits(&hidden.narrow(0, prompt.len(), 9).unwrap(), Adaptation::Base)
+        .unwrap();
     tiny::assert_close(&packed, &want, SAME, "packed");
 
     for (cache, continuation) in caches.iter_mut().zip(&continuations) {

@@ -61,7 +61,11 @@ fn likelihood(decoder: &Decoder, tokens: &[u32], first: usize, adaptation: Adapt
             token: tokens[at],
         })
         .collect();
-    decoder.cross_entropy(&hidden, &targets).unwrap().to_vec1().unwrap()
+    decoder
+        .cross_entropy(&hidden, &targets, adaptation)
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 /// The likeliest token, over and over, without any cache.

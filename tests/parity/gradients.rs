@@ -37,7 +37,9 @@ fn loss(decoder: &Decoder, adapter: &LoraModel, batch: &Batch, objective: &dyn O
     let hidden = decoder
         .forward_packed(&batch.tokens, &batch.packing, Adaptation::Lora(adapter))
         .unwrap();
-    let nll = decoder.cross_entropy(&hidden, &batch.targets).unwrap();
+    let nll = decoder
+        .cross_entropy(&hidden, &batch.targets, Adaptation::Lora(adapter))
+        .unwrap();
     objective.loss(&nll.to_vec1().unwrap(), &batch.sets).value
 }
 
@@ -61,7 +63,7 @@ fn distances(decoder: &Decoder, adapter: &LoraModel, batch: &Batch) -> Vec<f64> 
         .forward_packed(&batch.tokens, &batch.packing, Adaptation::Lora(adapter))
         .unwrap();
     let nll: Vec<f32> = decoder
-        .cross_entropy(&hidden, &batch.targets)
+        .cross_entropy(&hidden, &batch.targets, Adaptation::Lora(adapter))
         .unwrap()
         .to_vec1()
         .unwrap();

@@ -4,6 +4,7 @@
 //! - `tokenizer`: ids; `logits`, `train_step`: recorded by transformers, PEFT and PyTorch on `llama-tiny`;
 //! - `cached`, `packed`: caches and shared prompts against whole sequences; `gradients`: against finite differences;
 //! - `adapters`: PEFT's files, good and bad; `resume`: an interrupted run against an unbroken one;
+//! - `families`: each family on a small model of it; `four_bit`: 4-bit weights against bitsandbytes and against dense ones;
 //! - `engine`: what the scheduler gives against a plain loop.
 //!
 //! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
@@ -11,6 +12,8 @@
 mod adapters;
 mod cached;
 mod engine;
+mod families;
+mod four_bit;
 mod gradients;
 mod logits;
 mod packed;

@@ -33,6 +33,7 @@ fn unpacked(sets: &[TokenSet]) -> Batch {
         packing: Arc::new(packing),
         targets,
         sets: ranges,
+        dropout_seed: 0,
     }
 }
 

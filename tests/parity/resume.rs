@@ -21,7 +21,10 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn config(&self) -> LoraConfig {
-        tiny::adapter(self.decoder).config().clone()
+        LoraConfig {
+            lora_dropout: 0.1,
+            ..tiny::adapter(self.decoder).config().clone()
+        }
     }
 
     /// Trains until after step `stop`; the reports, and the bytes of the adapter if the run came to its end.

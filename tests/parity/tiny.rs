@@ -59,16 +59,25 @@ pub fn other_adapter(decoder: &Decoder) -> LoraModel {
     let config = LoraConfig {
         r: 2,
         lora_alpha: 3.0,
+        lora_dropout: 0.0,
+        use_rslora: false,
         target_modules: ["q_proj", "v_proj", "up_proj", "down_proj"].map(str::to_owned).into(),
         base_model_name_or_path: "llama-tiny".to_owned(),
     };
     let mut rng = StdRng::seed_from_u64(3);
     let adapter = LoraModel::initialise(config, decoder.config(), &Device::Cpu, &mut rng).unwrap();
     for (_, tensor) in adapter.parameters() {
-        let values: Vec<f32> = (0..tensor.elem_count()).map(|_| rng.random_range(-0.3..0.3)).collect();
-        set(&tensor, values);
+        randomise(&tensor, &mut rng);
     }
     adapter
+}
+
+/// Gives a variable random values.
+pub fn randomise(variable: &Tensor, rng: &mut StdRng) {
+    let values = (0..variable.elem_count())
+        .map(|_| rng.random_range(-0.3..0.3))
+        .collect();
+    set(variable, values);
 }
 
 /// Gives a variable new values.
@@ -123,7 +132,7 @@ pub fn packed_logits(decoder: &Decoder, sequences: &[Vec<u32>], adaptation: Adap
     let hidden = decoder
         .forward_packed(&sequences.concat(), &Arc::new(packing), adaptation)
         .unwrap();
-    decoder.logits(&hidden).unwrap().detach()
+    decoder.logits(&hidden, adaptation).unwrap().detach()
 }
 
 /// Logits of new tokens of one sequence; the cache takes them up.
@@ -132,7 +141,7 @@ pub fn cached_logits(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], ada
     let hidden = decoder
         .forward_cached(tokens, &mut [CachedSequence { cache, len }], adaptation)
         .unwrap();
-    decoder.logits(&hidden).unwrap()
+    decoder.logits(&hidden, adaptation).unwrap()
 }
 
 pub fn cache(decoder: &Decoder) -> KvCache {

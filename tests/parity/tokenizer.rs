@@ -57,6 +57,31 @@ fn a_tokenizer_json_gives_the_recorded_ids() {
 }
 
 #[test]
+fn every_family_gives_the_recorded_ids_from_either_file() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/families/tokenizers");
+    let recorded = std::fs::read(format!("{folder}/expected.json")).unwrap();
+    let recorded: HashMap<String, Vec<Line>> = serde_json::from_slice(&recorded).unwrap();
+    assert_eq!(recorded.len(), 4);
+    for (name, lines) in &recorded {
+        let json = TextTokenizer::from_file(format!("{folder}/{name}.json")).unwrap();
+        let content = Content::read(&mut File::open(format!("{folder}/{name}.gguf")).unwrap()).unwrap();
+        let gguf = TextTokenizer::from_gguf(&content).unwrap();
+        for (file, tokenizer) in [("json", &json), ("gguf", &gguf)] {
+            for Line { text, ids, decoded } in lines {
+                assert_eq!(&tokenizer.encode(text).unwrap(), ids, "{name}.{file}: {text:?}");
+                assert_eq!(&tokenizer.decode(ids).unwrap(), decoded, "{name}.{file}: {text:?}");
+            }
+        }
+        assert_eq!(json.leading_tokens(), gguf.leading_tokens(), "{name}");
+        assert_eq!(
+            json.leading_tokens().len(),
+            usize::from(name.starts_with("llama")),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn control_tokens_are_named_by_code_and_never_by_text() {
     let tokenizer = TextTokenizer::from_gguf(&tiny_gguf("smollm")).unwrap();
     let end = tokenizer.token_id("<|im_end|>").unwrap();
@@ -78,7 +103,7 @@ fn a_digit_takes_no_space_with_it_under_smollm() {
 
 #[test]
 fn every_known_rule_gives_the_text_back() {
-    for pre in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2"] {
+    for pre in ["smollm", "gpt-2", "default", "llama-bpe", "qwen2", "falcon"] {
         let tokenizer = TextTokenizer::from_gguf(&tiny_gguf(pre)).unwrap();
         for text in ["", " a  b\r\n\t1234 It's…", "中文 1２ 👍🏽", &" ".repeat(5000)] {
             let ids = tokenizer.encode(text).unwrap();
@@ -98,7 +123,7 @@ fn what_cannot_be_read_is_named() {
     assert!(missing.to_string().contains("tokenizer.ggml.merges"), "{missing}");
 
     let mut sentencepiece = tiny_gguf("default");
-    let model = Value::String("llama".to_owned());
+    let model = Value::String("t5".to_owned());
     sentencepiece.metadata.insert("tokenizer.ggml.model".to_owned(), model);
     let kind = TextTokenizer::from_gguf(&sentencepiece).unwrap_err();
     assert!(matches!(kind, TokenizerError::UnsupportedModel(_)));

@@ -28,6 +28,11 @@ impl<'a> MatrixView<'a> {
         }
     }
 
+    /// Number of columns.
+    pub(crate) fn columns(self) -> usize {
+        self.columns
+    }
+
     /// The transpose, without moving a value.
     pub(crate) fn t(self) -> Self {
         Self {

@@ -44,6 +44,24 @@ pub(crate) fn sum(values: &[f32]) -> f32 {
     sum_lanes(lanes) + rest.iter().sum::<f32>()
 }
 
+/// Sum of the squared distances of a slice's values from `centre`.
+#[inline(always)]
+pub(crate) fn squares_about(values: &[f32], centre: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let distance = chunk[lane] - centre;
+            lanes[lane] = distance.mul_add(distance, lanes[lane]);
+        }
+    }
+    sum_lanes(lanes)
+        + rest
+            .iter()
+            .map(|value| (value - centre) * (value - centre))
+            .sum::<f32>()
+}
+
 /// Largest value of a slice; negative infinity when it is empty.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {

@@ -11,8 +11,8 @@ use super::Weight;
 pub enum Embedding {
     /// A dense table.
     Dense(Tensor),
-    /// The quantised matrix of a tied output head.
-    Tied(Arc<Weight>),
+    /// A matrix in blocks, maybe that of the output head, decoded row by row.
+    Blocks(Arc<Weight>),
 }
 
 impl Embedding {
@@ -26,17 +26,14 @@ impl Embedding {
                 let ids = Tensor::from_slice(tokens, tokens.len(), device)?;
                 table.index_select(&ids, 0)
             }
-            Self::Tied(weight) => {
+            Self::Blocks(weight) => {
                 let (vocabulary, hidden) = weight.shape();
-                let Weight::Quantized(matrix) = &**weight else {
-                    bail!("a tied embedding that is not quantised is held densely")
-                };
                 let mut rows = vec![0f32; tokens.len() * hidden];
                 for (&token, row) in tokens.iter().zip(rows.chunks_mut(hidden)) {
                     if token as usize >= vocabulary {
                         bail!("the token {token} lies outside the vocabulary of {vocabulary}")
                     }
-                    matrix.dequantize_row(token as usize, row);
+                    weight.decode_row(token as usize, row)?;
                 }
                 Tensor::from_vec(rows, (tokens.len(), hidden), device)
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::super::lora::LoraModel;
+use super::super::lora::{LoraGroup, LoraModel};
 use super::super::ops;
 use super::Weight;
 
@@ -16,15 +16,17 @@ pub enum Projection {
     Qkv,
     /// The output of attention.
     Output,
-    /// Gate and up of the feed-forward part.
+    /// Gate and up of the feed-forward part; up alone where there is no gate.
     GateUp,
     /// Down of the feed-forward part.
     Down,
+    /// The output head, which is in no block.
+    Head,
 }
 
 impl Projection {
-    /// All of them, in the order a block uses them.
-    pub const ALL: [Self; 4] = [Self::Qkv, Self::Output, Self::GateUp, Self::Down];
+    /// Those of a block, in the order it uses them.
+    pub const IN_BLOCK: [Self; 4] = [Self::Qkv, Self::Output, Self::GateUp, Self::Down];
 }
 
 /// Which adapters a batch runs under.
@@ -34,6 +36,8 @@ pub enum Adaptation<'a> {
     Base,
     /// One adapter for every row, differentiable.
     Lora(&'a LoraModel),
+    /// The same with the adapter's dropout, which the seed decides.
+    Training(&'a LoraModel, u64),
     /// Adapters by spans of rows; rows outside every span run on the base.
     Mixed(&'a [LoraSpan]),
 }
@@ -49,27 +53,75 @@ pub struct LoraSpan {
     pub strength: f32,
 }
 
-/// One projection of one block.
+impl<'a> Adaptation<'a> {
+    /// What the one adapter for every row does to a projection, if there is one: its scale, its update, its dropout.
+    pub(crate) fn one(
+        self,
+        layer: usize,
+        projection: Projection,
+    ) -> Option<(f32, &'a LoraGroup, Option<ops::Dropout>)> {
+        let (adapter, seed) = match self {
+            Self::Lora(adapter) => (adapter, None),
+            Self::Training(adapter, seed) => (adapter, Some(seed)),
+            Self::Base | Self::Mixed(_) => return None,
+        };
+        let probability = adapter.config().lora_dropout as f32;
+        let place = (layer * 8 + projection as usize) as u64;
+        let dropout = seed
+            .filter(|_| probability > 0.0)
+            .map(|seed| ops::Dropout { probability, seed }.for_use(place));
+        Some((adapter.scale(), adapter.group(layer, projection)?, dropout))
+    }
+
+    /// The updates of a projection by spans of rows, where there are such.
+    pub(crate) fn updates(self, layer: usize, projection: Projection) -> Vec<ops::LowRankUpdate<'a>> {
+        let Self::Mixed(spans) = self else {
+            return Vec::new();
+        };
+        spans
+            .iter()
+            .filter_map(|span| {
+                let group = span.adapter.group(layer, projection)?;
+                Some(ops::LowRankUpdate {
+                    rows: span.rows.clone(),
+                    a: &group.a,
+                    b: &group.b,
+                    parts: &group.parts,
+                    scale: span.adapter.scale() * span.strength,
+                })
+            })
+            .collect()
+    }
+}
+
+/// One projection of one block, or the output head.
 #[derive(Debug)]
 pub struct Linear {
     weight: Arc<Weight>,
+    bias: Option<Tensor>,
     layer: usize,
     projection: Projection,
 }
 
 impl Linear {
-    /// The projection of `layer` that multiplies with `weight [out, in]`.
-    pub fn new(weight: Weight, layer: usize, projection: Projection) -> Self {
+    /// The projection of `layer` that multiplies with `weight [out, in]` and adds `bias [out]`.
+    pub fn new(weight: Arc<Weight>, bias: Option<Tensor>, layer: usize, projection: Projection) -> Self {
         Self {
-            weight: Arc::new(weight),
+            weight,
+            bias,
             layer,
             projection,
         }
     }
 
     /// Its matrix.
-    pub fn weight(&self) -> &Weight {
+    pub fn weight(&self) -> &Arc<Weight> {
         &self.weight
+    }
+
+    /// Its bias.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 
     /// Which projection of a block it is.
@@ -82,29 +134,37 @@ impl Linear {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&self, x: &Tensor, adaptation: Adaptation<'_>) -> Result<Tensor> {
-        match adaptation {
-            Adaptation::Base => ops::linear(x, &self.weight),
-            Adaptation::Lora(adapter) => match adapter.group(self.layer, self.projection) {
-                None => ops::linear(x, &self.weight),
-                Some(group) => ops::lora_linear(x, &self.weight, &group.a, &group.b, &group.parts, adapter.scale()),
+        let (layer, projection) = (self.layer, self.projection);
+        let y = match adaptation {
+            Adaptation::Mixed(_) => ops::mixed_linear(x, &self.weight, &adaptation.updates(layer, projection))?,
+            _ => match adaptation.one(layer, projection) {
+                Some((scale, group, dropout)) => {
+                    ops::lora_linear(x, &self.weight, &group.a, &group.b, &group.parts, scale, dropout)?
+                }
+                None => ops::linear(x, &self.weight)?,
             },
-            Adaptation::Mixed(spans) => {
-                let updates: Vec<ops::LowRankUpdate<'_>> = spans
-                    .iter()
-                    .filter_map(|span| {
-                        let group = span.adapter.group(self.layer, self.projection)?;
-                        let scale = span.adapter.scale() * span.strength;
-                        Some(ops::LowRankUpdate {
-                            rows: span.rows.clone(),
-                            a: &group.a,
-                            b: &group.b,
-                            parts: &group.parts,
-                            scale,
-                        })
-                    })
-                    .collect();
-                ops::mixed_linear(x, &self.weight, &updates)
+        };
+        match &self.bias {
+            Some(bias) => ops::add_bias(&y, bias),
+            None => Ok(y),
+        }
+    }
+
+    /// Negative log-likelihoods in nats `[targets]` when this is an output head; differentiable but for spans.
+    ///
+    /// # Errors
+    /// When a target lies outside the batch or the vocabulary.
+    pub fn cross_entropy(&self, x: &Tensor, targets: &[ops::Target], adaptation: Adaptation<'_>) -> Result<Tensor> {
+        let (layer, projection) = (self.layer, self.projection);
+        let updates = adaptation.updates(layer, projection);
+        if !updates.is_empty() {
+            return ops::mixed_cross_entropy(x, &self.weight, targets, &updates);
+        }
+        match adaptation.one(layer, projection) {
+            Some((scale, group, dropout)) => {
+                ops::adapted_cross_entropy(x, &self.weight, targets, &group.a, &group.b, scale, dropout)
             }
+            None => ops::cross_entropy(x, &self.weight, targets),
         }
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::super::kernels::bf16::PackedBf16;
+use super::super::kernels::blocks::BlockMatrix;
 use super::super::kernels::gemm::{MatrixView, gemm};
 use super::super::kernels::quantized::QuantizedMatrix;
 use super::super::ops::with_values;
@@ -23,6 +24,8 @@ pub enum Weight {
     },
     /// 4- or 8-bit blocks on the CPU; forward only.
     Quantized(QuantizedMatrix),
+    /// Blocks on the CPU that are decoded tile by tile, in both directions: 4-bit weights under an adapter that is trained.
+    Blocks(BlockMatrix),
 }
 
 impl Weight {
@@ -50,14 +53,32 @@ impl Weight {
             Self::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
             Self::Bf16 { shape, .. } => *shape,
             Self::Quantized(matrix) => matrix.shape(),
+            Self::Blocks(matrix) => matrix.shape(),
         }
+    }
+
+    /// Writes row `row` into `out [in]`, where the weight is held in blocks.
+    ///
+    /// # Errors
+    /// When it is not, or there is no such row.
+    pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let (rows, _) = self.shape();
+        if row >= rows {
+            bail!("row {row} of a matrix of {rows}")
+        }
+        match self {
+            Self::Quantized(matrix) => matrix.dequantize_row(row, out),
+            Self::Blocks(matrix) => matrix.decode_row(row, out),
+            Self::Dense(_) | Self::Bf16 { .. } => bail!("a weight that is not in blocks is not looked up by row"),
+        }
+        Ok(())
     }
 
     /// The device its products run on.
     pub fn device(&self) -> Device {
         match self {
             Self::Dense(weight) => weight.device().clone(),
-            Self::Bf16 { .. } | Self::Quantized(_) => Device::Cpu,
+            Self::Bf16 { .. } | Self::Quantized(_) | Self::Blocks(_) => Device::Cpu,
         }
     }
 
@@ -84,6 +105,10 @@ impl Weight {
                 matrix.matmul(x, rows, out);
                 Ok(())
             }
+            Self::Blocks(matrix) => {
+                matrix.project(x, rows, out);
+                Ok(())
+            }
         }
     }
 
@@ -104,6 +129,10 @@ impl Weight {
             }),
             Self::Bf16 { backward, .. } => {
                 backward.matmul(dy, rows, dx, false);
+                Ok(())
+            }
+            Self::Blocks(matrix) => {
+                matrix.project_back(dy, rows, dx);
                 Ok(())
             }
             Self::Quantized(_) => bail!("a weight quantised for serving has no backward pass"),

@@ -20,6 +20,8 @@ pub struct AttentionShape {
     pub num_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// How many tokens a token sees, itself included; `usize::MAX` for all.
+    pub window: usize,
 }
 
 impl AttentionShape {
@@ -47,7 +49,7 @@ impl AttentionShape {
     }
 }
 
-/// Attention of every token to its own sequence up to itself and to the whole of its sequence's prefix.
+/// Attention of every token to its own sequence up to itself and to its sequence's prefix, as far back as the window reaches.
 /// `qkv [tokens, (num_heads + 2 num_kv_heads) * head_dim]`, not yet rotated, to `[tokens, num_heads * head_dim]`.
 ///
 /// # Errors
@@ -195,12 +197,24 @@ fn rotated(qkv: &[f32], group: &PackedGroup, shape: AttentionShape, rotary: &Rot
     out
 }
 
-/// The rows a sequence's first `own` tokens may attend to, as up to two runs `(first row, count)` within the group.
-fn visible(group: &PackedGroup, sequence: &PackedSequence, own: usize) -> [(usize, usize); 2] {
-    let prefix = sequence
+/// The rows that the last of a sequence's first `own` tokens attends to, as up to two runs `(first row, count)` within the group.
+fn visible(group: &PackedGroup, sequence: &PackedSequence, own: usize, window: usize) -> [(usize, usize); 2] {
+    let (start, len) = sequence
         .prefix
         .map_or((0, 0), |prefix| (prefix.start - group.start, prefix.len));
-    [prefix, (sequence.start - group.start, own)]
+    let (of_prefix, of_own) = beyond_window(len, own, window);
+    [
+        (start + of_prefix, len - of_prefix),
+        (sequence.start - group.start + of_own, own - of_own),
+    ]
+}
+
+/// Of a run of `first` tokens and one of `second` after it: how many of each the last token no longer sees.
+#[inline(always)]
+pub(crate) fn beyond_window(first: usize, second: usize, window: usize) -> (usize, usize) {
+    let skipped = (first + second).saturating_sub(window);
+    let of_first = skipped.min(first);
+    (of_first, skipped - of_first)
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+fma", "x86_64+avx2+fma"))]
@@ -211,7 +225,7 @@ fn forward_group(out: &mut [f32], qkv: &[f32], group: &PackedGroup, shape: Atten
     for sequence in &group.sequences {
         for offset in 0..sequence.len {
             let index = sequence.start - group.start + offset;
-            let runs = visible(group, sequence, offset + 1);
+            let runs = visible(group, sequence, offset + 1, shape.window);
             for head in 0..shape.num_heads {
                 let kv_head = head * shape.num_kv_heads / shape.num_heads;
                 let query = &qkv[index * row + head * dim..][..dim];
@@ -246,7 +260,7 @@ fn backward_group(
     for sequence in &group.sequences {
         for offset in 0..sequence.len {
             let index = sequence.start - group.start + offset;
-            let runs = visible(group, sequence, offset + 1);
+            let runs = visible(group, sequence, offset + 1, shape.window);
             for head in 0..shape.num_heads {
                 let kv_head = head * shape.num_kv_heads / shape.num_heads;
                 let query = &qkv[index * row + head * dim..][..dim];
@@ -298,7 +312,7 @@ fn reference(qkv: &Tensor, shape: AttentionShape, packing: &Packing, rotary: &Ro
         for sequence in &group.sequences {
             for offset in 0..sequence.len {
                 let query = sequence.start + offset;
-                for (first, count) in visible(group, sequence, offset + 1) {
+                for (first, count) in visible(group, sequence, offset + 1, shape.window) {
                     let first = query * tokens + group.start + first;
                     mask[first..first + count].fill(0.0);
                 }
@@ -344,16 +358,30 @@ mod tests {
 
     #[test]
     fn agrees_with_the_plain_composition_on_a_ragged_batch_with_shared_prompts() {
+        for window in [usize::MAX, 4, 1] {
+            agrees(window);
+        }
+    }
+
+    #[test]
+    fn a_window_ends_where_it_should() {
+        assert_eq!(beyond_window(3, 2, usize::MAX), (0, 0));
+        assert_eq!(beyond_window(3, 2, 4), (1, 0));
+        assert_eq!(beyond_window(3, 2, 1), (3, 1));
+    }
+
+    fn agrees(window: usize) {
         let shape = AttentionShape {
             num_heads: 4,
             num_kv_heads: 2,
             head_dim: 6,
+            window,
         };
         let mut packing = Packing::new();
         packing.push_sequence(5);
         packing.push_shared(3, &[2, 4]);
         packing.push_sequence(1);
-        let (packing, rotary) = (Arc::new(packing), Arc::new(RotaryTable::new(16, 6, 10_000.0)));
+        let (packing, rotary) = (Arc::new(packing), Arc::new(RotaryTable::new(16, &[1.0, 0.05, 0.002])));
         let qkv = variable(&[packing.tokens(), shape.row()], 5);
         same_value_and_gradient(
             &[&qkv],
@@ -369,11 +397,12 @@ mod tests {
             num_heads: 1,
             num_kv_heads: 1,
             head_dim: 2,
+            window: usize::MAX,
         };
         let mut packing = Packing::new();
         packing.push_sequence(5);
         let qkv = variable(&[5, 6], 1);
-        let rotary = Arc::new(RotaryTable::new(4, 2, 10_000.0));
+        let rotary = Arc::new(RotaryTable::new(4, &[1.0]));
         assert!(attention(&qkv, shape, &Arc::new(packing), &rotary).is_err());
     }
 }

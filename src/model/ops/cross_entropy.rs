@@ -27,18 +27,7 @@ pub struct Target {
 /// # Errors
 /// When a target lies outside the vocabulary or the hidden states.
 pub fn cross_entropy(hidden: &Tensor, head: &Arc<Weight>, targets: &[Target]) -> Result<Tensor> {
-    let (tokens, _) = hidden.dims2()?;
-    let (vocabulary, _) = head.shape();
-    if let Some(target) = targets
-        .iter()
-        .find(|t| t.row as usize >= tokens || t.token as usize >= vocabulary)
-    {
-        bail!("the target {target:?} lies outside {tokens} rows or {vocabulary} tokens")
-    }
-    let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
-    let rows = Tensor::from_vec(rows, targets.len(), hidden.device())?;
-    let selected = hidden.index_select(&rows, 0)?;
-    let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+    let (selected, tokens) = select(hidden, head, targets)?;
     let trains_head = matches!(&**head, Weight::Dense(matrix) if matrix.track_op());
     if hidden.device().is_cpu() && !trains_head {
         let differentiate = hidden.track_op();
@@ -54,12 +43,39 @@ pub fn cross_entropy(hidden: &Tensor, head: &Arc<Weight>, targets: &[Target]) ->
 }
 
 fn reference(selected: &Tensor, head: &Arc<Weight>, tokens: &[u32]) -> Result<Tensor> {
-    let logits = linear(selected, head)?.to_dtype(DType::F32)?;
+    of_logits(&linear(selected, head)?, tokens)
+}
+
+/// `-ln softmax(logits)[token]` of every row, as a plain composition.
+pub(super) fn of_logits(logits: &Tensor, tokens: &[u32]) -> Result<Tensor> {
+    let logits = logits.to_dtype(DType::F32)?;
     let largest = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&largest)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    let tokens = Tensor::from_slice(tokens, (tokens.len(), 1), selected.device())?;
+    let tokens = Tensor::from_slice(tokens, (tokens.len(), 1), logits.device())?;
     (log_sum - shifted.gather(&tokens, D::Minus1)?)?.squeeze(D::Minus1)
+}
+
+/// Fails when a target lies outside the vocabulary or the hidden states.
+pub(super) fn check(hidden: &Tensor, head: &Weight, targets: &[Target]) -> Result<()> {
+    let (tokens, _) = hidden.dims2()?;
+    let (vocabulary, _) = head.shape();
+    match targets
+        .iter()
+        .find(|t| t.row as usize >= tokens || t.token as usize >= vocabulary)
+    {
+        Some(target) => bail!("the target {target:?} lies outside {tokens} rows or {vocabulary} tokens"),
+        None => Ok(()),
+    }
+}
+
+/// The rows that predict the targets, `[targets, hidden]`, and the targets' tokens.
+pub(super) fn select(hidden: &Tensor, head: &Weight, targets: &[Target]) -> Result<(Tensor, Vec<u32>)> {
+    check(hidden, head, targets)?;
+    let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
+    let rows = Tensor::from_vec(rows, targets.len(), hidden.device())?;
+    let tokens = targets.iter().map(|target| target.token).collect();
+    Ok((hidden.index_select(&rows, 0)?, tokens))
 }
 
 struct CrossEntropy {
@@ -71,7 +87,7 @@ struct CrossEntropy {
 }
 
 /// Rows whose logits are held at once.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 
 impl CustomOp1 for CrossEntropy {
     fn name(&self) -> &'static str {
@@ -133,7 +149,7 @@ impl CustomOp1 for CrossEntropy {
 
 /// Replaces logits by `softmax - onehot(token)` and returns `-ln softmax[token]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+fma", "x86_64+avx2+fma"))]
-fn loss_and_gradient(logits: &mut [f32], token: usize) -> f32 {
+pub(super) fn loss_and_gradient(logits: &mut [f32], token: usize) -> f32 {
     let logit = logits[token];
     let (largest, total) = exp_shifted(logits);
     let inverse = total.recip();

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::super::kernels::gemm::{MatrixView, gemm};
 use super::super::layers::Weight;
-use super::{values, with_values};
+use super::{Dropout, values, with_values};
 
 /// One updated part of a (fused) projection: output columns `rows` get `scale * (x · A[rank]ᵀ) · B[b_rows]ᵀ`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,8 @@ pub fn linear(x: &Tensor, weight: &Arc<Weight>) -> Result<Tensor> {
     }
 }
 
-/// `x · Wᵀ` plus the low-rank updates of `parts`. Shapes: `x [tokens, in]`, `a [Σ rank, in]`, `b [Σ rows, rank]`.
+/// `x · Wᵀ` plus the low-rank updates of `parts`, each with a dropout of its own. Shapes: `x [tokens, in]`, `a [Σ rank, in]`,
+/// `b [Σ rows, rank]`.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -42,6 +43,7 @@ pub fn lora_linear(
     b: &Tensor,
     parts: &Arc<[LoraPart]>,
     scale: f32,
+    dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     if x.device().is_cpu() {
         let hidden = OnceLock::new();
@@ -52,11 +54,12 @@ pub fn lora_linear(
                 weight: weight.clone(),
                 parts: parts.clone(),
                 scale,
+                dropout,
                 hidden,
             },
         )
     } else {
-        reference(x, weight, a, b, parts, scale)
+        reference(x, weight, a, b, parts, scale, dropout)
     }
 }
 
@@ -67,16 +70,22 @@ fn reference(
     b: &Tensor,
     parts: &[LoraPart],
     scale: f32,
+    dropout: Option<Dropout>,
 ) -> Result<Tensor> {
+    let (tokens, in_size) = x.dims2()?;
     let base = linear(x, weight)?;
     let (out, _) = weight.shape();
     let mut columns = Vec::new();
     let mut next = 0;
-    for part in parts {
+    for (index, part) in parts.iter().enumerate() {
         if next < part.rows.start {
             columns.push(base.narrow(1, next, part.rows.start - next)?);
         }
-        let hidden = x.matmul(&a.narrow(0, part.rank.start, part.rank.len())?.t()?)?;
+        let input = match dropout {
+            None => x.clone(),
+            Some(dropout) => (x * dropout.for_use(index as u64).mask(tokens, in_size, x.device())?)?,
+        };
+        let hidden = input.matmul(&a.narrow(0, part.rank.start, part.rank.len())?.t()?)?;
         let update = hidden.matmul(&b.narrow(0, part.b_rows.start, part.b_rows.len())?.t()?)?;
         columns.push((base.narrow(1, part.rows.start, part.rows.len())? + (update * f64::from(scale))?)?);
         next = part.rows.end;
@@ -101,6 +110,17 @@ pub struct LowRankUpdate<'a> {
     pub scale: f32,
 }
 
+impl LowRankUpdate<'_> {
+    /// The same for a part of the batch, whose first row becomes row 0; `None` when it has no row there.
+    pub(super) fn within(&self, batch: Range<usize>) -> Option<Self> {
+        let (start, end) = (self.rows.start.max(batch.start), self.rows.end.min(batch.end));
+        (start < end).then(|| Self {
+            rows: start - batch.start..end - batch.start,
+            ..*self
+        })
+    }
+}
+
 /// `x · Wᵀ` with a different low-rank update for each span of rows; for serving, not differentiable.
 ///
 /// # Errors
@@ -114,7 +134,15 @@ pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'
         for update in updates {
             rows.push(linear(&x.narrow(0, next, update.rows.start - next)?, weight)?);
             let x = x.narrow(0, update.rows.start, update.rows.len())?;
-            rows.push(reference(&x, weight, update.a, update.b, update.parts, update.scale)?);
+            rows.push(reference(
+                &x,
+                weight,
+                update.a,
+                update.b,
+                update.parts,
+                update.scale,
+                None,
+            )?);
             next = update.rows.end;
         }
         rows.push(linear(&x.narrow(0, next, tokens - next)?, weight)?);
@@ -131,7 +159,7 @@ pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'
                 with_values(update.b, |b| {
                     let tokens = update.rows.len();
                     let mut hidden = vec![0f32; tokens * (a.len() / in_size.max(1))];
-                    add_low_rank(out, &mut hidden, x, a, b, tokens, update.parts, update.scale);
+                    add_low_rank(out, &mut hidden, x, a, b, tokens, update.parts, update.scale, None);
                     Ok(())
                 })
             })?;
@@ -155,22 +183,59 @@ fn add_low_rank(
     tokens: usize,
     parts: &[LoraPart],
     scale: f32,
+    dropout: Option<Dropout>,
 ) {
     let (in_size, out_size, ranks) = (x.len() / tokens, out.len() / tokens, hidden.len() / tokens);
-    gemm(
-        hidden,
-        ranks,
-        false,
-        1.0,
-        MatrixView::new(x, tokens, in_size),
-        MatrixView::new(a, ranks, in_size).t(),
-    );
+    match dropout {
+        None => {
+            let a = MatrixView::new(a, ranks, in_size);
+            gemm(hidden, ranks, false, 1.0, MatrixView::new(x, tokens, in_size), a.t());
+        }
+        Some(dropout) => {
+            for (index, part) in parts.iter().enumerate() {
+                let x = masked(x, dropout.for_use(index as u64));
+                let a = rows_of(a, part, in_size);
+                let hidden = &mut hidden[part.rank.start..];
+                gemm(hidden, ranks, false, 1.0, MatrixView::new(&x, tokens, in_size), a.t());
+            }
+        }
+    }
     for part in parts {
         let rank = part.rank.len();
         let hidden = MatrixView::strided(&hidden[part.rank.start..], tokens, rank, ranks);
         let b = MatrixView::new(&b[part.b_rows.start * rank..], part.b_rows.len(), rank);
         gemm(&mut out[part.rows.start..], out_size, true, scale, hidden, b.t());
     }
+}
+
+fn masked(x: &[f32], dropout: Dropout) -> Vec<f32> {
+    let mut x = x.to_vec();
+    dropout.apply(&mut x, 0);
+    x
+}
+
+/// A part's rows of the stacked `A`.
+fn rows_of<'a>(a: &'a [f32], part: &LoraPart, in_size: usize) -> MatrixView<'a> {
+    MatrixView::new(&a[part.rank.start * in_size..], part.rank.len(), in_size)
+}
+
+/// `dx += mask(dhidden · A)`, where the mask's first row is number `first`.
+pub(super) fn add_masked(
+    dx: &mut [f32],
+    dhidden: MatrixView<'_>,
+    a: MatrixView<'_>,
+    dropout: Option<Dropout>,
+    first: usize,
+) {
+    let width = a.columns();
+    let Some(dropout) = dropout else {
+        gemm(dx, width, true, 1.0, dhidden, a);
+        return;
+    };
+    let mut update = vec![0f32; dx.len()];
+    gemm(&mut update, width, false, 1.0, dhidden, a);
+    dropout.apply(&mut update, first * width);
+    dx.iter_mut().zip(&update).for_each(|(dx, update)| *dx += update);
 }
 
 struct FrozenLinear {
@@ -208,6 +273,7 @@ struct LoraLinear {
     weight: Arc<Weight>,
     parts: Arc<[LoraPart]>,
     scale: f32,
+    dropout: Option<Dropout>,
     /// `x · Aᵀ` of the forward pass, `[tokens, Σ rank]`, kept for the backward pass.
     hidden: OnceLock<Vec<f32>>,
 }
@@ -237,7 +303,17 @@ impl CustomOp3 for LoraLinear {
         let mut out = vec![0f32; tokens * out_size];
         self.weight.project(x, tokens, &mut out)?;
         let mut hidden = vec![0f32; tokens * ranks];
-        add_low_rank(&mut out, &mut hidden, x, a, b, tokens, &self.parts, self.scale);
+        add_low_rank(
+            &mut out,
+            &mut hidden,
+            x,
+            a,
+            b,
+            tokens,
+            &self.parts,
+            self.scale,
+            self.dropout,
+        );
         // A second forward pass of the same node does not happen; were it to, the first value would still be right.
         let _ = self.hidden.set(hidden);
         Ok((CpuStorage::F32(out), Shape::from((tokens, out_size))))
@@ -285,22 +361,40 @@ impl CustomOp3 for LoraLinear {
                 }
                 Ok(())
             })?;
-            let dhidden = MatrixView::new(&dhidden, tokens, ranks);
+            let columns =
+                |part: &LoraPart| MatrixView::strided(&dhidden[part.rank.start..], tokens, part.rank.len(), ranks);
+            let whole = MatrixView::new(&dhidden, tokens, ranks);
             with_values(x, |x| {
-                gemm(
-                    &mut da,
-                    in_size,
-                    false,
-                    1.0,
-                    dhidden.t(),
-                    MatrixView::new(x, tokens, in_size),
-                );
+                let Some(dropout) = self.dropout else {
+                    gemm(
+                        &mut da,
+                        in_size,
+                        false,
+                        1.0,
+                        whole.t(),
+                        MatrixView::new(x, tokens, in_size),
+                    );
+                    return Ok(());
+                };
+                for (index, part) in self.parts.iter().enumerate() {
+                    let x = masked(x, dropout.for_use(index as u64));
+                    let da = &mut da[part.rank.start * in_size..part.rank.end * in_size];
+                    let x = MatrixView::new(&x, tokens, in_size);
+                    gemm(da, in_size, false, 1.0, columns(part).t(), x);
+                }
                 Ok(())
             })?;
             if !dx.is_empty() {
                 self.weight.project_back(grad, tokens, &mut dx)?;
                 with_values(a, |a| {
-                    gemm(&mut dx, in_size, true, 1.0, dhidden, MatrixView::new(a, ranks, in_size));
+                    if self.dropout.is_none() {
+                        add_masked(&mut dx, whole, MatrixView::new(a, ranks, in_size), None, 0);
+                        return Ok(());
+                    }
+                    for (index, part) in self.parts.iter().enumerate() {
+                        let dropout = self.dropout.map(|dropout| dropout.for_use(index as u64));
+                        add_masked(&mut dx, columns(part), rows_of(a, part, in_size), dropout, 0);
+                    }
                     Ok(())
                 })?;
             }
@@ -338,12 +432,18 @@ mod tests {
                 b_rows: 5..9,
             },
         ]);
-        same_value_and_gradient(
-            &[&x, &a, &b],
-            || lora_linear(&x, &weight, &a, &b, &parts, 0.5),
-            || reference(&x, &weight, &a, &b, &parts, 0.5),
-            1e-5,
-        );
+        let dropout = Dropout {
+            probability: 0.25,
+            seed: 3,
+        };
+        for dropout in [None, Some(dropout)] {
+            same_value_and_gradient(
+                &[&x, &a, &b],
+                || lora_linear(&x, &weight, &a, &b, &parts, 0.5, dropout),
+                || reference(&x, &weight, &a, &b, &parts, 0.5, dropout),
+                1e-5,
+            );
+        }
     }
 
     #[test]

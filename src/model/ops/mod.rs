@@ -7,16 +7,26 @@
 
 mod add;
 mod attention;
+mod bias;
 mod cross_entropy;
+mod dropout;
+mod gelu;
+mod head;
+mod layer_norm;
 mod lora_linear;
 mod rms_norm;
 mod rotary;
 mod swiglu;
 
 pub use add::add;
-pub(crate) use attention::attend_row;
 pub use attention::{AttentionShape, attention};
+pub(crate) use attention::{attend_row, beyond_window};
+pub use bias::add_bias;
 pub use cross_entropy::{Target, cross_entropy};
+pub use dropout::Dropout;
+pub use gelu::gelu;
+pub use head::{adapted_cross_entropy, mixed_cross_entropy};
+pub use layer_norm::layer_norm;
 pub use lora_linear::{LoraPart, LowRankUpdate, linear, lora_linear, mixed_linear};
 pub use rms_norm::rms_norm;
 pub use rotary::RotaryTable;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 /// Cosines and sines of every position: the pair of dimensions `(i, i + head_dim / 2)` turns by
-/// `position / theta^(2 i / head_dim)`.
+/// `position * frequencies[i]`, where a plain model has frequencies of `theta^(-2 i / head_dim)`.
 #[derive(Debug)]
 pub struct RotaryTable {
     half: usize,
@@ -12,13 +12,9 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// A table for positions `0..positions` of heads of width `head_dim`.
-    pub fn new(positions: usize, head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        // Frequencies in single precision, as the reference implementations hold them.
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32)
-            .collect();
+    /// A table for positions `0..positions`; one frequency for each pair of a head's dimensions.
+    pub fn new(positions: usize, frequencies: &[f32]) -> Self {
+        let half = frequencies.len();
         let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for angle in angles {

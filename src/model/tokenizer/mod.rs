@@ -6,6 +6,8 @@
 //! characters `<`, `|`, `im` …; only code that asks [`TextTokenizer::token_id`] can put a control
 //! token in a prompt.
 
+mod sentence_piece;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, Value};
@@ -51,10 +53,10 @@ pub enum TokenizerError {
         /// What is wrong with its value.
         why: String,
     },
-    /// Not a byte-level BPE vocabulary.
+    /// Neither a byte-level BPE vocabulary nor one of SentencePiece's.
     #[error(
-        "the GGUF file's tokenizer is of kind `{0}`; only `gpt2` (byte-level BPE) can be read from \
-         a GGUF file, give the model's tokenizer.json beside it"
+        "the GGUF file's tokenizer is of kind `{0}`; only `gpt2` (byte-level BPE) and `llama` (SentencePiece's BPE) can be \
+         read from a GGUF file, give the model as a folder with its tokenizer.json"
     )]
     UnsupportedModel(String),
     /// The rule by which text is cut before merging is not one of those known here. Guessing would
@@ -86,7 +88,7 @@ pub enum TokenizerError {
     UnknownToken(u32),
 }
 
-const KNOWN_PRE: &str = "smollm, gpt-2, default, llama-bpe, qwen2";
+const KNOWN_PRE: &str = "smollm, gpt-2, default, llama-bpe, qwen2, falcon";
 
 /// Turns text into token ids and back. Cheap to share behind an `Arc`.
 pub struct TextTokenizer {
@@ -98,36 +100,20 @@ impl TextTokenizer {
     /// Builds the tokenizer that a GGUF file describes in its metadata.
     pub fn from_gguf(content: &Content) -> Result<Self, TokenizerError> {
         let kind = string(content, MODEL)?.ok_or(TokenizerError::Missing(MODEL))?;
-        if kind != "gpt2" {
-            return Err(TokenizerError::UnsupportedModel(kind.to_owned()));
-        }
-        let rule = Rule::named(string(content, PRE)?)?;
+        let (mut inner, adds_bos) = match kind {
+            "gpt2" => {
+                let rule = Rule::named(string(content, PRE)?)?;
+                (byte_level(content, rule)?, rule.adds_bos())
+            }
+            "llama" => (sentence_piece::build(content)?, true),
+            other => return Err(TokenizerError::UnsupportedModel(other.to_owned())),
+        };
         let tokens = strings(content, TOKENS)?;
-        let vocabulary: Vocab = (0u32..)
-            .zip(&tokens)
-            .map(|(id, token)| ((*token).to_owned(), id))
-            .collect();
-
-        // No unknown token on purpose: the vocabulary of SmolLM2 lacks 21 bytes (control characters
-        // and bytes that UTF-8 hardly or never uses). They are dropped, as the published tokenizer
-        // does; with an unknown token each would become `<|endoftext|>` in the middle of a prompt.
-        let model = BPE::builder()
-            .vocab_and_merges(vocabulary, merges(content)?)
-            .ignore_merges(rule.whole_words_first())
-            .build()
-            .map_err(TokenizerError::Build)?;
-        let mut inner = Tokenizer::new(model);
-        if let Rule::Qwen2 = rule {
-            inner.with_normalizer(Some(NFC)).map_err(TokenizerError::Build)?;
-        }
-        inner.with_pre_tokenizer(Some(rule.pre_tokenizer()?));
-        inner.with_decoder(Some(ByteLevelDecoder::default()));
-
         let (control, user_defined) = added_tokens(content, &tokens)?;
         inner.add_tokens(user_defined).map_err(TokenizerError::Build)?;
         inner.add_special_tokens(control).map_err(TokenizerError::Build)?;
 
-        let leading = match flag(content, ADD_BOS)?.unwrap_or(rule.adds_bos()) {
+        let leading = match flag(content, ADD_BOS)?.unwrap_or(adds_bos) {
             true => vec![begin_of_text(content, tokens.len())?],
             false => Vec::new(),
         };
@@ -201,6 +187,29 @@ impl std::fmt::Debug for TextTokenizer {
     }
 }
 
+/// A byte-level vocabulary, its control tokens not yet added.
+fn byte_level(content: &Content, rule: Rule) -> Result<Tokenizer, TokenizerError> {
+    let vocabulary: Vocab = (0u32..)
+        .zip(strings(content, TOKENS)?)
+        .map(|(id, token)| (token.to_owned(), id))
+        .collect();
+    // No unknown token on purpose: the vocabulary of SmolLM2 lacks 21 bytes (control characters
+    // and bytes that UTF-8 hardly or never uses). They are dropped, as the published tokenizer
+    // does; with an unknown token each would become `<|endoftext|>` in the middle of a prompt.
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary, merges(content)?)
+        .ignore_merges(rule.whole_words_first())
+        .build()
+        .map_err(TokenizerError::Build)?;
+    let mut inner = Tokenizer::new(model);
+    if let Rule::Qwen2 = rule {
+        inner.with_normalizer(Some(NFC)).map_err(TokenizerError::Build)?;
+    }
+    inner.with_pre_tokenizer(Some(rule.pre_tokenizer()?));
+    inner.with_decoder(Some(ByteLevelDecoder::default()));
+    Ok(inner)
+}
+
 /// How text is cut into words before bytes are merged, under the names that GGUF files use.
 #[derive(Clone, Copy)]
 enum Rule {
@@ -211,6 +220,8 @@ enum Rule {
     Default,
     Llama3,
     Qwen2,
+    /// Punctuation apart, then as GPT-2, then digits apart, in threes.
+    Falcon,
 }
 
 impl Rule {
@@ -221,6 +232,7 @@ impl Rule {
             Some("default") | None => Ok(Self::Default),
             Some("llama-bpe") => Ok(Self::Llama3),
             Some("qwen2") => Ok(Self::Qwen2),
+            Some("falcon") => Ok(Self::Falcon),
             Some(other) => Err(TokenizerError::UnknownPreTokenizer(other.to_owned())),
         }
     }
@@ -237,6 +249,12 @@ impl Rule {
             ],
             Self::Llama3 => vec![split(SPLIT_LLAMA3)?],
             Self::Qwen2 => vec![split(SPLIT_QWEN2)?],
+            Self::Falcon => vec![
+                split(r"[\p{P}\$\+<=>\^~\|`]+")?,
+                split(SPLIT_GPT2)?,
+                Digits::new(false).into(),
+                split("[0-9][0-9][0-9]")?,
+            ],
         };
         steps.push(ByteLevel::new(false, true, false).into());
         Ok(Sequence::new(steps).into())
@@ -266,22 +284,35 @@ fn split(pattern: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
 /// The control tokens and the user-defined ones, in this order.
 fn added_tokens(content: &Content, tokens: &[&str]) -> Result<(Vec<AddedToken>, Vec<AddedToken>), TokenizerError> {
     let (mut control, mut user_defined) = (Vec::new(), Vec::new());
-    let Some(value) = content.metadata.get(TOKEN_TYPE) else {
-        return Err(TokenizerError::Missing(TOKEN_TYPE));
-    };
-    let types = value.to_vec().map_err(|e| malformed(TOKEN_TYPE, e))?;
-    if types.len() != tokens.len() {
-        let why = format!("{} types for {} tokens", types.len(), tokens.len());
-        return Err(malformed(TOKEN_TYPE, why));
-    }
-    for (token, kind) in tokens.iter().zip(types) {
-        match integer(kind).ok_or_else(|| malformed(TOKEN_TYPE, "not a list of integers"))? {
+    for (token, kind) in tokens.iter().zip(token_types(content, tokens.len())?) {
+        match kind {
             TYPE_CONTROL | TYPE_UNKNOWN => control.push(AddedToken::from(*token, true)),
             TYPE_USER_DEFINED => user_defined.push(AddedToken::from(*token, false)),
             _ => {}
         }
     }
     Ok((control, user_defined))
+}
+
+/// The type of each of `count` tokens.
+fn token_types(content: &Content, count: usize) -> Result<Vec<i64>, TokenizerError> {
+    let value = content
+        .metadata
+        .get(TOKEN_TYPE)
+        .ok_or(TokenizerError::Missing(TOKEN_TYPE))?;
+    let types: Vec<i64> = value
+        .to_vec()
+        .map_err(|error| malformed(TOKEN_TYPE, error))?
+        .iter()
+        .map(|kind| integer(kind).ok_or_else(|| malformed(TOKEN_TYPE, "not a list of integers")))
+        .collect::<Result<_, _>>()?;
+    if types.len() != count {
+        return Err(malformed(
+            TOKEN_TYPE,
+            format!("{} types for {count} tokens", types.len()),
+        ));
+    }
+    Ok(types)
 }
 
 fn begin_of_text(content: &Content, vocabulary_size: usize) -> Result<u32, TokenizerError> {
