@@ -17,12 +17,13 @@ struct Run<'a> {
     sets: &'a [TokenSet],
     schedules: &'a Schedules,
     folder: &'a Path,
+    dropout: f64,
 }
 
 impl Run<'_> {
     fn config(&self) -> LoraConfig {
         LoraConfig {
-            lora_dropout: 0.1,
+            lora_dropout: self.dropout,
             ..tiny::adapter(self.decoder).config().clone()
         }
     }
@@ -79,6 +80,7 @@ fn an_interrupted_run_ends_with_the_adapter_of_an_unbroken_one() {
                     sets: &sets,
                     schedules: &schedules,
                     folder,
+                    dropout: 0.1,
                 }
                 .go(resume, stop)
             };
@@ -109,6 +111,7 @@ fn an_interrupted_run_ends_with_the_adapter_of_an_unbroken_one() {
                     sets: &sets,
                     schedules: &schedules,
                     folder: broken.path(),
+                    dropout: 0.1,
                 };
                 assert_eq!(run.logged_steps(), (1..=steps as u64).collect::<Vec<_>>());
             }
@@ -125,6 +128,7 @@ fn a_run_stopped_at_its_last_step_is_finished() {
         sets: &sets,
         schedules: &schedules,
         folder: folder.path(),
+        dropout: 0.1,
     };
     let steps = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules).steps();
     let (reports, adapter) = run.go(false, steps);
@@ -144,6 +148,7 @@ fn a_checkpoint_of_another_run_is_refused_by_what_differs() {
         sets: &sets,
         schedules: &schedules,
         folder: folder.path(),
+        dropout: 0.1,
     };
     run.go(false, 2);
     let mut trainer = tiny::trainer(folder.path(), &sets, &tiny::DIRECTED, &schedules);
@@ -221,6 +226,7 @@ fn accumulated_gradients_are_averaged() {
         sets: &sets,
         schedules: &schedules,
         folder: folder.path(),
+        dropout: 0.0,
     };
     let (reports, _) = run.go(false, usize::MAX);
 
