@@ -303,7 +303,7 @@ fn adapters_for_other_programs() {
         let mut rng = StdRng::seed_from_u64(9);
         let adapter = LoraModel::initialise(config, decoder.config(), &Device::Cpu, &mut rng).unwrap();
         for (_, tensor) in adapter.parameters() {
-            tiny::randomise(&tensor, &mut rng);
+            tiny::randomise(&tensor, 0.1, &mut rng);
         }
         let logits = tiny::packed_logits(&decoder, &ids(), Adaptation::Lora(&adapter));
         let folder = out.join(name);

@@ -117,7 +117,8 @@ fn write_decoded(from: &Path, to: &Path, format: FourBit) {
     candle_core::safetensors::save(&tensors, to.join("model.safetensors")).unwrap();
 }
 
-fn adapter(decoder: &Decoder) -> LoraModel {
+/// An adapter on every linear and the head, whose `B` has values up to `size`.
+fn adapter(decoder: &Decoder, size: f32) -> LoraModel {
     let config = LoraConfig {
         r: 4,
         lora_alpha: 4.0,
@@ -126,15 +127,17 @@ fn adapter(decoder: &Decoder) -> LoraModel {
     };
     let mut rng = StdRng::seed_from_u64(5);
     let adapter = LoraModel::initialise(config, decoder.config(), &Device::Cpu, &mut rng).unwrap();
-    for (_, tensor) in adapter.parameters() {
-        tiny::randomise(&tensor, &mut rng);
+    for (name, tensor) in adapter.parameters() {
+        if name.ends_with("lora_B") {
+            tiny::randomise(&tensor, size, &mut rng);
+        }
     }
     adapter
 }
 
 /// Logits, then the gradient of every tensor of the adapter.
-fn logits_and_gradients(decoder: &Decoder) -> Vec<Tensor> {
-    let adapter = adapter(decoder);
+fn logits_and_gradients(decoder: &Decoder, size: f32) -> Vec<Tensor> {
+    let adapter = adapter(decoder, size);
     let vocabulary = decoder.config().vocab_size as u32;
     let mut ids = tiny::sequences(&[20, 13], 6);
     ids.iter_mut().flatten().for_each(|id| *id %= vocabulary);
@@ -166,10 +169,10 @@ fn four_bit_weights_give_the_values_and_gradients_of_a_dense_model() {
     for format in [FourBit::Nf4, FourBit::Q4K] {
         let reference = tempfile::tempdir().unwrap();
         write_decoded(original.path(), reference.path(), format);
-        let four_bit = logits_and_gradients(&load(original.path(), Purpose::TrainFourBit(format)));
-        let want = logits_and_gradients(&load(reference.path(), DENSE));
+        let four_bit = logits_and_gradients(&load(original.path(), Purpose::TrainFourBit(format)), 0.3);
+        let want = logits_and_gradients(&load(reference.path(), DENSE), 0.3);
         assert_same(&four_bit, &want, &format!("{format:?}"));
-        let dense = logits_and_gradients(&load(original.path(), DENSE));
+        let dense = logits_and_gradients(&load(original.path(), DENSE), 0.3);
         let differs = tiny::largest_difference(&four_bit[0], &dense[0]);
         assert!(differs > 1e-3, "{format:?}: nothing was quantised");
     }
@@ -179,8 +182,8 @@ fn four_bit_weights_give_the_values_and_gradients_of_a_dense_model() {
 fn a_gguf_file_is_trained_over_as_it_is() {
     for name in ["mistral", "qwen2", "falcon40"] {
         let file = folder(&format!("{name}.gguf"));
-        let four_bit = logits_and_gradients(&load(&file, Purpose::TrainFourBit(FourBit::Nf4)));
-        assert_same(&four_bit, &logits_and_gradients(&load(&file, DENSE)), name);
+        let four_bit = logits_and_gradients(&load(&file, Purpose::TrainFourBit(FourBit::Nf4)), 0.3);
+        assert_same(&four_bit, &logits_and_gradients(&load(&file, DENSE), 0.3), name);
     }
 }
 
@@ -216,13 +219,20 @@ fn errors_on_a_large_model() {
         return;
     };
     let path = Path::new(&path);
-    let want = logits_and_gradients(&load(path, DENSE));
+    let want = logits_and_gradients(&load(path, DENSE), 0.01);
     for purpose in [
         Purpose::Train { dtype: DType::BF16 },
         Purpose::TrainFourBit(FourBit::Q4K),
         Purpose::TrainFourBit(FourBit::Nf4),
     ] {
-        let got = logits_and_gradients(&load(path, purpose));
+        let decoder = match ModelFiles::open(path).unwrap().load(purpose, &Device::Cpu) {
+            Ok(decoder) => decoder,
+            Err(error) => {
+                println!("{purpose:?}: {error}");
+                continue;
+            }
+        };
+        let got = logits_and_gradients(&decoder, 0.01);
         let mut errors: Vec<f32> = got.iter().zip(&want).map(|(got, want)| relative(got, want)).collect();
         let logits = errors.remove(0);
         errors.sort_by(f32::total_cmp);

@@ -67,15 +67,15 @@ pub fn other_adapter(decoder: &Decoder) -> LoraModel {
     let mut rng = StdRng::seed_from_u64(3);
     let adapter = LoraModel::initialise(config, decoder.config(), &Device::Cpu, &mut rng).unwrap();
     for (_, tensor) in adapter.parameters() {
-        randomise(&tensor, &mut rng);
+        randomise(&tensor, 0.3, &mut rng);
     }
     adapter
 }
 
-/// Gives a variable random values.
-pub fn randomise(variable: &Tensor, rng: &mut StdRng) {
+/// Gives a variable random values of up to `size`.
+pub fn randomise(variable: &Tensor, size: f32, rng: &mut StdRng) {
     let values = (0..variable.elem_count())
-        .map(|_| rng.random_range(-0.3..0.3))
+        .map(|_| rng.random_range(-size..size))
         .collect();
     set(variable, values);
 }
