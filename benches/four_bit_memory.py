@@ -3,7 +3,7 @@
     python benches/four_bit_memory.py WORK_FOLDER [path of the detoxd binary]
 
 Writes the model (373M parameters, bf16, once), then runs `detoxd train` for a few steps under each type of weights and reads the
-high-water mark of its memory (VmHWM) while it runs. A run of no step at all gives the same mark without activations. Needs PyTorch and
+high-water mark of its memory (VmHWM) while it runs. The mark when the weights are there, before the first step, is printed too. Needs PyTorch and
 transformers for the first part only, Linux for the second.
 """
 
@@ -21,6 +21,7 @@ KINDS = {
     "dense bf16": ["--dtype", "bf16"],
     "q4_k": ["--quantize", "q4_k"],
     "nf4": ["--quantize", "nf4"],
+    "nf4, activations computed again": ["--quantize", "nf4", "--checkpoint-activations"],
 }
 
 
@@ -34,9 +35,8 @@ def main(work, binary):
     data.write_text((json.dumps(row) + "\n") * 64)
     for kind, arguments in KINDS.items():
         mark, report = run(work, binary, model, data, arguments)
-        weights = mark["loaded"]
         print(
-            f"{kind:10}  peak {mark['peak'] / 2**20:6.2f} GiB, after loading {weights / 2**20:6.2f} GiB, "
+            f"{kind:32} peak {mark['peak'] / 2**20:6.2f} GiB, after loading {mark['loaded'] / 2**20:6.2f} GiB, "
             f"{report['tokens']} tokens a step, {report['seconds'] / STEPS:6.1f} s a step, loss {report['loss']:.5f}"
         )
 

@@ -77,6 +77,7 @@ pub(super) fn build(
         norm,
         head: Linear::new(head, None, config.num_layers, Projection::Head),
         rotary: Arc::new(rotary),
+        recomputes: false,
         config,
     })
 }

@@ -23,6 +23,8 @@ pub struct Decoder {
     pub(super) norm: Norm,
     pub(super) head: Linear,
     pub(super) rotary: Arc<RotaryTable>,
+    /// Whether training keeps a block's input only and computes the block again in the backward pass.
+    pub(super) recomputes: bool,
 }
 
 /// One pre-norm block.
@@ -94,7 +96,7 @@ impl Decoder {
         self.head.cross_entropy(hidden, targets, adaptation)
     }
 
-    fn attention_shape(&self, layer: usize) -> AttentionShape {
+    pub(super) fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             num_heads: self.config.num_heads,
             num_kv_heads: self.config.num_kv_heads,
@@ -109,20 +111,31 @@ impl Decoder {
         adaptation: Adaptation<'_>,
         mut attend: impl FnMut(usize, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let eps = self.config.norm_eps;
         let mut x = self.embedding.forward(tokens, &self.device)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let normed = block.attention_norm.forward(&x, eps)?;
-            let attended = attend(layer, &block.qkv.forward(&normed, adaptation)?)?;
-            let after = ops::add(&x, &block.output.forward(&attended, adaptation)?)?;
-            let read = if block.is_parallel { &x } else { &after };
-            let normed = match &block.mlp_norm {
-                Some(norm) => norm.forward(read, eps)?,
-                None => normed,
-            };
-            let inner = activate(self.config.activation, &block.gate_up.forward(&normed, adaptation)?)?;
-            x = ops::add(&after, &block.down.forward(&inner, adaptation)?)?;
+        for layer in 0..self.blocks.len() {
+            x = self.block(layer, &x, adaptation, |qkv| attend(layer, qkv))?;
         }
-        self.norm.forward(&x, eps)
+        self.norm.forward(&x, self.config.norm_eps)
+    }
+
+    /// One block, from `[tokens, hidden]` to `[tokens, hidden]`.
+    pub(super) fn block(
+        &self,
+        layer: usize,
+        x: &Tensor,
+        adaptation: Adaptation<'_>,
+        attend: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (block, eps) = (&self.blocks[layer], self.config.norm_eps);
+        let normed = block.attention_norm.forward(x, eps)?;
+        let attended = attend(&block.qkv.forward(&normed, adaptation)?)?;
+        let after = ops::add(x, &block.output.forward(&attended, adaptation)?)?;
+        let read = if block.is_parallel { x } else { &after };
+        let normed = match &block.mlp_norm {
+            Some(norm) => norm.forward(read, eps)?,
+            None => normed,
+        };
+        let inner = activate(self.config.activation, &block.gate_up.forward(&normed, adaptation)?)?;
+        ops::add(&after, &block.down.forward(&inner, adaptation)?)
     }
 }

@@ -1,10 +1,12 @@
 //! The decoder: one set of weights that can be trained and served.
 //!
-//! - [`config`]: the shape of a model and what differs between families; `layout`: what their tensors are called; [`weights`]: where its tensors come from (GGUF, Hugging Face folders);
-//!   [`catalogue`]: models known by name and how to fetch them; [`tokenizer`]: text to token ids and back.
+//! - [`config`]: the shape of a model and what differs between families; `layout`: what their tensors are called;
+//!   [`weights`]: where a model's tensors come from (GGUF, Hugging Face folders); [`catalogue`]: models known by name and how to
+//!   fetch them; [`tokenizer`]: text to token ids and back.
 //! - [`kernels`]: loops over slices, chosen at run time for the processor; [`ops`]: those loops as candle operations
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
-//! - [`layers`]: what a block is made of; [`decoder`]: the blocks; [`kv_cache`]: what serving remembers of a sequence.
+//! - [`layers`]: what a block is made of; [`decoder`]: the blocks; `pass`: a training step's way through them, there and
+//!   back; [`kv_cache`]: what serving remembers of a sequence.
 //! - [`fingerprint`]: what tells one base model from another.
 //! - [`lora`]: adapters in PEFT's file layout; [`whole`]: a decoder that is itself trained, from random weights to files.
 //!
@@ -23,12 +25,14 @@ mod layout;
 pub mod lora;
 pub mod ops;
 pub mod packing;
+mod pass;
 pub mod tokenizer;
 pub mod weights;
 pub mod whole;
 
 pub use config::DecoderConfig;
 pub use decoder::Decoder;
+pub use pass::TrainingPass;
 
 /// What can go wrong while a model or an adapter is read.
 #[derive(Debug, thiserror::Error)]

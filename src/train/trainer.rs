@@ -250,13 +250,13 @@ impl Trainer<'_> {
     ) -> Result<(f64, Gradients), TrainError> {
         let decoder = trainable.decoder();
         let adaptation = trainable.adaptation(batch.dropout_seed);
-        let hidden = decoder.forward_packed(&batch.tokens, &batch.packing, adaptation)?;
-        let nll = decoder.cross_entropy(&hidden, &batch.targets, adaptation)?;
+        let pass = decoder.training_pass(&batch.tokens, &batch.packing, adaptation)?;
+        let nll = decoder.cross_entropy(pass.hidden(), &batch.targets, adaptation)?;
         let loss = self.objective.loss(&nll.to_vec1::<f32>()?, &batch.sets);
         // The objective's derivatives enter the graph as constants: the gradient of this sum is that of the loss.
         let weights: Vec<f32> = loss.gradient.iter().map(|&value| value as f32).collect();
         let weights = Tensor::from_vec(weights, nll.shape(), nll.device())?;
-        let store = (nll * weights)?.sum_all()?.backward()?;
+        let store = pass.backward(&(nll * weights)?.sum_all()?)?;
         Ok((loss.value, optimizer.gradients(&store)?))
     }
 

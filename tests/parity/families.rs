@@ -203,6 +203,35 @@ fn every_tensor_of_an_adapter_gets_the_right_gradient() {
 }
 
 #[test]
+fn activations_computed_again_give_the_same_gradients() {
+    for name in ["mistral", "falcon40"] {
+        let decoder = load(&folder(name), Purpose::Train { dtype: DType::F32 });
+        let adapter = adapter(name, &decoder).into_variables().unwrap();
+        let ids = ids();
+        let gradients = |decoder: &Decoder| {
+            let adaptation = Adaptation::Training(&adapter, 7);
+            let mut packing = Packing::new();
+            packing.push_shared(ids[0].len(), &[ids[1].len()]);
+            let pass = decoder
+                .training_pass(&ids.concat(), &Arc::new(packing), adaptation)
+                .unwrap();
+            let targets: Vec<Target> = (0..30).map(|row| Target { row, token: row + 3 }).collect();
+            let nll = decoder.cross_entropy(pass.hidden(), &targets, adaptation).unwrap();
+            let store = pass.backward(&nll.sum_all().unwrap()).unwrap();
+            let parameters = adapter.parameters().into_iter();
+            parameters
+                .map(|(_, tensor)| store.get(&tensor).unwrap().clone())
+                .collect::<Vec<_>>()
+        };
+        let kept = gradients(&decoder);
+        let again = gradients(&decoder.recomputing(true));
+        for (kept, again) in kept.iter().zip(&again) {
+            assert_eq!(tiny::largest_difference(kept, again), 0.0, "{name}");
+        }
+    }
+}
+
+#[test]
 fn dropout_is_a_matter_of_the_seed_and_of_training_only() {
     let decoder = load(&folder("qwen2"), Purpose::ServeDense);
     let (adapter, ids) = (adapter("qwen2", &decoder), ids());
