@@ -235,7 +235,7 @@ fn evaluator(args: &EvaluateArgs, parts: &Parts) -> anyhow::Result<Evaluator> {
     let rewriter = LanguageModelRewriter::new(
         parts.engine.clone(),
         parts.tokenizer.clone(),
-        parts.prompt,
+        parts.prompt.clone(),
         &*parts.name,
     );
     Ok(Evaluator {

@@ -62,7 +62,7 @@ pub struct TrainArgs {
     #[arg(long, value_enum, conflicts_with = "new_model")]
     quantize: Option<QuantizeName>,
     /// Keeps only what goes into each block and computes the rest again in the backward pass: about a tenth of what
-    /// activations take, for a third more time
+    /// activations take, for up to half more time
     #[arg(long, conflicts_with = "new_model")]
     checkpoint_activations: bool,
     /// Type of the numbers in the finished file

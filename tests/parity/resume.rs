@@ -177,6 +177,7 @@ fn a_damaged_checkpoint_costs_the_steps_since_the_one_before_it() {
                 sets: &sets,
                 schedules: &schedules,
                 folder,
+                dropout: 0.1,
             }
             .go(resume, stop)
         };
