@@ -185,9 +185,9 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
         ConditioningName::Prompt => Some(RewritePrompt::new(tokenizer)?),
         ConditioningName::Nothing => None,
     };
-    let conditioning = prompt.map_or(Conditioning::Nothing, Conditioning::Prompt);
+    let conditioning = prompt.clone().map_or(Conditioning::Nothing, Conditioning::Prompt);
     let examples = Examples::open(&args.data)?;
-    let TokenSets { sets, left_out } = tokenise(examples, tokenizer, conditioning, settings.max_tokens)?;
+    let TokenSets { sets, left_out } = tokenise(examples, tokenizer, &conditioning, settings.max_tokens)?;
     if left_out > 0 {
         tracing::warn!(left_out, used = sets.len(), "some examples are too long or too short");
     }

@@ -53,7 +53,7 @@ pub struct HyperparametersBody {
     /// A new adapter's updates are scaled by alpha / rank.
     #[schema(exclusive_minimum = 0, maximum = 4096, default = 32)]
     lora_alpha: Option<f64>,
-    /// Modules a new adapter updates: of `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`; all without it.
+    /// Modules a new adapter updates, by the names that the model gives them; `all-linear`, those of its blocks, without it; `lm_head` is the output head.
     target_modules: Option<Vec<String>>,
     /// Longest prompt with its rewrite, in tokens; longer examples are left out.
     #[schema(minimum = 16, maximum = 8192, default = 256)]

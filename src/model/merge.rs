@@ -8,6 +8,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use super::config::RopeScaling;
 use super::lora::LoraModel;
 use super::weights::{ModelFiles, Purpose};
 use super::{DecoderConfig, ModelError, whole};
@@ -169,15 +170,21 @@ fn merge_gguf(files: &ModelFiles, updates: &mut Updates, out: &Path, dtype: DTyp
     })?;
     let path = out.join(CONFIG);
     let end = tokenizer.token_id("<|im_end|>");
-    let json = llama_config(files.config(), type_name(dtype), end);
+    let json = written_config(files.config(), type_name(dtype), end);
     fs::write(&path, format!("{json:#}\n")).map_err(ModelError::io(&path))
 }
 
-/// A `config.json` in the layout that the decoder of a GGUF file has.
-fn llama_config(config: &DecoderConfig, dtype: &str, end: Option<u32>) -> Value {
-    serde_json::json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+/// A `config.json` of the family whose defaults are nearest to what a GGUF file says; what it cannot say is seen when it is read back.
+fn written_config(config: &DecoderConfig, dtype: &str, end: Option<u32>) -> Value {
+    let window = config.windows.first().copied().flatten();
+    let (architecture, family) = match (config.biases.qkv, window) {
+        (true, _) => ("Qwen2ForCausalLM", "qwen2"),
+        (false, Some(_)) => ("MistralForCausalLM", "mistral"),
+        (false, None) => ("LlamaForCausalLM", "llama"),
+    };
+    let mut json = serde_json::json!({
+        "architectures": [architecture],
+        "model_type": family,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -187,14 +194,21 @@ fn llama_config(config: &DecoderConfig, dtype: &str, end: Option<u32>) -> Value 
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.rms_norm_eps,
+        "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_word_embeddings,
         "hidden_act": "silu",
-        "attention_bias": false,
-        "mlp_bias": false,
         "eos_token_id": end,
         "torch_dtype": dtype,
-    })
+    });
+    if let RopeScaling::Linear { factor } = config.rope_scaling {
+        json["rope_scaling"] = serde_json::json!({ "rope_type": "linear", "factor": factor });
+    }
+    if let Some(window) = window {
+        json["sliding_window"] = window.into();
+        json["use_sliding_window"] = true.into();
+        json["max_window_layers"] = 0.into();
+    }
+    json
 }
 
 fn write_weights(tensors: Vec<(String, Tensor)>, path: &Path) -> Result<(), ModelError> {

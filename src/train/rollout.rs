@@ -154,7 +154,9 @@ impl PolicyOptimisation<'_> {
         }
         let hidden = decoder.forward_cached(&tokens, &mut read, adaptation)?;
         let last_rows = Tensor::from_vec(last_rows, sets.len(), hidden.device())?;
-        let first = decoder.logits(&hidden.index_select(&last_rows, 0)?)?.to_vec2::<f32>()?;
+        let first = decoder
+            .logits(&hidden.index_select(&last_rows, 0)?, adaptation)?
+            .to_vec2::<f32>()?;
 
         let mut texts = Vec::with_capacity(sets.len() * self.settings.samples);
         for (index, (prefix, set)) in prefixes.into_iter().zip(sets).enumerate() {
@@ -192,7 +194,7 @@ impl PolicyOptimisation<'_> {
                 .collect();
             let hidden = decoder.forward_cached(&tokens, &mut sequences, adaptation)?;
             drop(sequences);
-            let logits = decoder.logits(&hidden)?.to_vec2::<f32>()?;
+            let logits = decoder.logits(&hidden, adaptation)?.to_vec2::<f32>()?;
             for (text, logits) in going.into_iter().zip(&logits) {
                 text.draw(logits);
             }

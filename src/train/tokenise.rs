@@ -7,7 +7,7 @@ use crate::model::tokenizer::TextTokenizer;
 use crate::prompt::RewritePrompt;
 
 /// What a candidate's likelihood is conditioned on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conditioning {
     /// The rewrite prompt of the anchor; a candidate ends with the prompt's end token, which counts.
     Prompt(RewritePrompt),
@@ -32,7 +32,7 @@ pub struct TokenSets {
 pub fn tokenise(
     examples: impl IntoIterator<Item = Result<Example, TrainError>>,
     tokenizer: &TextTokenizer,
-    conditioning: Conditioning,
+    conditioning: &Conditioning,
     max_tokens: usize,
 ) -> Result<TokenSets, TrainError> {
     let (mut sets, mut left_out) = (Vec::new(), 0);
@@ -54,7 +54,7 @@ pub fn tokenise(
     Ok(TokenSets { sets, left_out })
 }
 
-fn set(example: &Example, tokenizer: &TextTokenizer, conditioning: Conditioning) -> Result<TokenSet, TrainError> {
+fn set(example: &Example, tokenizer: &TextTokenizer, conditioning: &Conditioning) -> Result<TokenSet, TrainError> {
     let encode = |text: &str| {
         tokenizer
             .encode(text.trim())
@@ -68,7 +68,7 @@ fn set(example: &Example, tokenizer: &TextTokenizer, conditioning: Conditioning)
                 Conditioning::Prompt(prompt) => tokens.push(prompt.end()),
                 Conditioning::Nothing => tokens = [tokenizer.leading_tokens(), &tokens].concat(),
             }
-            if conditioning != Conditioning::Nothing || tokens.len() > 1 {
+            if *conditioning != Conditioning::Nothing || tokens.len() > 1 {
                 candidates.push(tokens);
             }
         }
@@ -109,7 +109,7 @@ mod tests {
         let tokenizer = tokenizer();
         let prompt = RewritePrompt::new(&tokenizer).unwrap();
         let examples = [example("a b", "c", "d"), example("a b c d e f g h i j", "c", "d")];
-        let got = tokenise(examples, &tokenizer, Conditioning::Prompt(prompt), 10).unwrap();
+        let got = tokenise(examples, &tokenizer, &Conditioning::Prompt(prompt.clone()), 10).unwrap();
         assert_eq!((got.sets.len(), got.left_out), (1, 1));
         assert_eq!(got.sets[0].prompt, prompt.tokens(&tokenizer.encode("a b").unwrap()));
         let end = [tokenizer.encode("c").unwrap(), vec![prompt.end()]].concat();
@@ -120,7 +120,7 @@ mod tests {
     fn without_a_prompt_texts_stand_alone() {
         let tokenizer = tokenizer();
         let examples = [example("a b", "c d e", "d"), example("a b", "c", "d e")];
-        let got = tokenise(examples, &tokenizer, Conditioning::Nothing, 10).unwrap();
+        let got = tokenise(examples, &tokenizer, &Conditioning::Nothing, 10).unwrap();
         // One token alone has nothing to predict.
         assert_eq!((got.sets.len(), got.left_out), (1, 1));
         let set = &got.sets[0];
@@ -134,7 +134,7 @@ mod tests {
         let got = tokenise(
             [example("a", "b", "c"), Err(bad)],
             &tokenizer(),
-            Conditioning::Nothing,
+            &Conditioning::Nothing,
             9,
         );
         assert_eq!(got.unwrap_err().to_string(), "line 3");

@@ -96,7 +96,7 @@ async fn each_field_has_its_range() {
         ("lora_alpha", json!([0]), json!([16])),
         (
             "target_modules",
-            json!([[], "q_proj", ["q_proj", "q_proj"], ["lm_head"]]),
+            json!([[], "q_proj", ["q_proj", "q_proj"], ["head"]]),
             json!([["q_proj", "v_proj"]]),
         ),
         ("max_tokens", json!([0]), json!([128])),

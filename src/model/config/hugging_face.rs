@@ -294,7 +294,7 @@ mod tests {
             DecoderConfig::from_hugging_face(&json).unwrap().windows
         };
         assert_eq!(family("mistral", ""), [Some(8), Some(8)]);
-        assert_eq!(family("qwen2", ""), [None, None]);
+        assert_eq!(family("qwen2", ""), []);
         assert_eq!(
             family("qwen2", r#""use_sliding_window":true,"max_window_layers":1,"#),
             [None, Some(8)]

@@ -47,7 +47,7 @@ pub struct DecoderConfig {
     /// Which projections have a bias.
     pub biases: Biases,
     /// By layer: how many tokens a token sees, itself included; all that precede it where there is none. Layers beyond the
-    /// list see all.
+    /// list see all; it is empty when all do.
     pub windows: Vec<Option<usize>>,
     /// Whether the output head is the token embedding.
     pub tie_word_embeddings: bool,
@@ -114,7 +114,10 @@ impl DecoderConfig {
         self.windows.get(layer).copied().flatten().unwrap_or(usize::MAX)
     }
 
-    fn checked(self) -> Result<Self, ModelError> {
+    fn checked(mut self) -> Result<Self, ModelError> {
+        if self.windows.iter().all(Option::is_none) {
+            self.windows.clear();
+        }
         let positive = [
             ("hidden_size", self.hidden_size),
             ("num_hidden_layers", self.num_layers),
