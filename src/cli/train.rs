@@ -23,7 +23,7 @@ use crate::scoring::{SimilarityScorer, ToxicityScorer};
 use crate::train::TrainError;
 use crate::train::dataset::Examples;
 use crate::train::rollout::{PolicyOptimisation, Reward};
-use crate::train::settings::{ConditioningName, Hyperparameters, ObjectiveName, Settings};
+use crate::train::settings::{ConditioningName, Hyperparameters, ObjectiveName, Quantize, Settings};
 use crate::train::tokenise::{Conditioning, TokenSets, tokenise};
 use crate::train::trainable::Start;
 use crate::train::trainer::{Goal, Observer, StepReport, Trainer};
@@ -62,9 +62,6 @@ pub struct TrainArgs {
     /// Type of the products with frozen weights: bf16 where the processor has them
     #[arg(long, value_enum, default_value_t = TrainDType::Bf16)]
     dtype: TrainDType,
-    /// Holds the frozen weights in 4 bits instead, for models that would not fit
-    #[arg(long, value_enum, conflicts_with = "new_model")]
-    quantize: Option<QuantizeName>,
     /// Keeps only what goes into each block and computes the rest again in the backward pass: about a tenth of what
     /// activations take, for up to half more time
     #[arg(long, conflicts_with = "new_model")]
@@ -96,17 +93,6 @@ enum Report {
 enum TrainDType {
     F32,
     Bf16,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum QuantizeName {
-    /// NF4 with double quantisation, as QLoRA has it
-    Nf4,
-    /// GGUF's Q4_K; rows must be multiples of 256
-    #[value(name = "q4_k")]
-    #[serde(rename = "q4_k")]
-    Q4K,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -178,7 +164,19 @@ fn kind(error: &anyhow::Error) -> Kind {
 
 /// Trains; `None` when `observer` stopped the run.
 fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<PathBuf>> {
-    let settings = Settings::resolve(&args.hyperparameters, args.objective)?;
+    let mut settings = Settings::resolve(&args.hyperparameters, args.objective)?;
+    if args.new_model.is_some() {
+        if args
+            .hyperparameters
+            .quantize
+            .is_some_and(|given| given != Quantize::None)
+        {
+            return Err(
+                TrainError::Setting("a new model has no frozen weights: quantize must be none".to_owned()).into(),
+            );
+        }
+        settings.quantize = Quantize::None;
+    }
     let trained = Trained::open(args)?;
     let tokenizer = trained.tokenizer();
     let prompt = match settings.conditioning {
@@ -211,9 +209,6 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
     };
     let mut recorded = serde_json::to_value(&settings)?;
     recorded["examples"] = sets.len().into();
-    if let Some(quantize) = args.quantize {
-        recorded["quantize"] = serde_json::to_value(quantize)?;
-    }
     if args.new_model.is_some() {
         recorded["new_model"] = true.into();
     }
@@ -224,12 +219,12 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
             device: Device::Cpu,
         },
         Trained::Adapter(files, _) => {
-            let purpose = match args.quantize {
-                None => Purpose::Train {
+            let purpose = match settings.quantize {
+                Quantize::None => Purpose::Train {
                     dtype: args.dtype.into(),
                 },
-                Some(QuantizeName::Nf4) => Purpose::TrainFourBit(FourBit::Nf4),
-                Some(QuantizeName::Q4K) => Purpose::TrainFourBit(FourBit::Q4K),
+                Quantize::Nf4 => Purpose::TrainFourBit(FourBit::Nf4),
+                Quantize::Q4K => Purpose::TrainFourBit(FourBit::Q4K),
             };
             base = files
                 .load(purpose, &Device::Cpu)?

@@ -126,13 +126,6 @@ impl Fields {
         self.left.get(name).is_some_and(Value::is_boolean)
     }
 
-    /// Refuses a field if it is there.
-    pub fn refuse(&mut self, name: &str, detail: &str) {
-        if self.take(name).is_some() {
-            self.error(name, detail);
-        }
-    }
-
     /// Notes that a field is wrong.
     pub fn error(&mut self, name: &str, detail: impl ToString) {
         self.errors

@@ -53,6 +53,12 @@ pub struct HyperparametersBody {
     /// A new adapter's updates are scaled by alpha / rank.
     #[schema(exclusive_minimum = 0, maximum = 4096, default = 32)]
     lora_alpha: Option<f64>,
+    /// Share of an update's inputs that are left out in training.
+    #[schema(minimum = 0, exclusive_maximum = 1, default = 0)]
+    lora_dropout: Option<f64>,
+    /// How the frozen weights of the blocks are held: `none` (two or four bytes each), or in 4 bits, `nf4` or `q4_k`.
+    #[schema(default = "none")]
+    quantize: Option<String>,
     /// Modules a new adapter updates, by the names that the model gives them; `all-linear`, those of its blocks, without it; `lm_head` is the output head.
     target_modules: Option<Vec<String>>,
     /// Longest prompt with its rewrite, in tokens; longer examples are left out.
@@ -120,7 +126,6 @@ pub struct HyperparametersBody {
 
 /// Reads them; what is wrong is noted in `fields`.
 pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyperparameters {
-    unsupported(fields);
     let read = Hyperparameters {
         preset: word(fields, "preset", &["rewriter", "paper", "released"]),
         init_adapter: fields.text("init_adapter"),
@@ -135,6 +140,8 @@ pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyp
         seed: fields.whole("seed", 0..=i64::MAX).map(i64::unsigned_abs),
         lora_rank: fields.count("lora_rank", 1..=max_rank),
         lora_alpha: fields.number("lora_alpha", "above 0, at most 4096", |n| n > 0.0 && n <= 4096.0),
+        lora_dropout: fields.number("lora_dropout", "at least 0, below 1", |n| (0.0..1.0).contains(&n)),
+        quantize: word(fields, "quantize", &["none", "nf4", "q4_k"]),
         target_modules: fields.words("target_modules", &MODULES),
         max_tokens: fields.count("max_tokens", 16..=8192),
         num_positives: fields.count("num_positives", 1..=64),
@@ -170,6 +177,7 @@ pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyp
         for (name, given) in [
             ("lora_rank", read.lora_rank.is_some()),
             ("lora_alpha", read.lora_alpha.is_some()),
+            ("lora_dropout", read.lora_dropout.is_some()),
             ("target_modules", read.target_modules.is_some()),
         ] {
             if given {
@@ -178,14 +186,6 @@ pub fn read(fields: &mut Fields, objective: ObjectiveName, max_rank: u32) -> Hyp
         }
     }
     read
-}
-
-/// What other trainers have, and this one does not.
-fn unsupported(fields: &mut Fields) {
-    fields.refuse(
-        "lora_dropout",
-        "is not supported by this version; adapters are trained without dropout",
-    );
 }
 
 fn word(fields: &mut Fields, name: &str, words: &[&str]) -> Option<String> {
@@ -233,6 +233,8 @@ mod tests {
             seed: Some(1),
             lora_rank: Some(1),
             lora_alpha: Some(1.0),
+            lora_dropout: Some(0.5),
+            quantize: Some(String::new()),
             target_modules: Some(Vec::new()),
             max_tokens: Some(1),
             num_positives: Some(1),

@@ -129,6 +129,12 @@ pub struct Hyperparameters {
     /// A new adapter's updates are scaled by alpha / rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora_alpha: Option<f64>,
+    /// Share of an update's inputs that are left out in training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora_dropout: Option<f64>,
+    /// How the frozen weights are held: `none`, `nf4`, `q4_k`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<String>,
     /// Modules a new adapter updates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_modules: Option<Vec<String>>,
@@ -255,7 +261,7 @@ mod tests {
     fn every_hyperparameter_is_one_of_the_command() {
         let given = r#"{"preset": "paper", "epochs": 2.0, "max_steps": 40, "batch_tokens": 512, "batch_size": 4,
             "gradient_accumulation": 2, "learning_rate": 0.0005, "warmup_steps": 3, "schedule": "linear", "seed": 7,
-            "lora_rank": 8, "lora_alpha": 16.0, "target_modules": ["q_proj"], "max_tokens": 128, "num_positives": 3,
+            "lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.1, "quantize": "q4_k", "target_modules": ["q_proj"], "max_tokens": 128, "num_positives": 3,
             "num_negatives": 7, "random_negatives": 2, "conditioning": "prompt", "phi": "log_perplexity",
             "similarity": "symmetric", "margin": 2.0, "tau": 0.2, "alpha": 1.1, "detach_prototype": true,
             "sides": "both", "cp_weight": 0.5, "sft_weight": 0.25, "beta": 0.3, "gamma": 0.4,

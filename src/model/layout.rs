@@ -15,7 +15,7 @@ pub(super) struct ProjectionPart {
 }
 
 /// Name of the output head's module.
-pub(super) const HEAD: &str = "lm_head";
+pub const HEAD: &str = "lm_head";
 
 impl Naming {
     /// Name of the token embedding's module.

@@ -1,6 +1,6 @@
 //! The settings of a run as a person gives them, and what they come to: a preset, with what was given put over it.
 
-use clap::{Args, FromArgMatches, ValueEnum};
+use clap::{Args, FromArgMatches};
 use serde::Serialize;
 
 use super::TrainError;
@@ -9,51 +9,11 @@ use super::optimizer::{AdamWConfig, Schedule};
 use super::rollout::PolicySettings;
 use super::trainer::Schedules;
 
+mod names;
 mod preset;
 
+pub use names::{ConditioningName, ObjectiveName, Quantize, SimilarityName};
 pub use preset::Preset;
-
-/// What is minimised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveName {
-    /// Contrastive perplexity
-    Cp,
-    /// Supervised fine-tuning on the positives
-    Sft,
-    /// Direct preference optimisation, every positive over every negative
-    Dpo,
-    /// Simple preference optimisation, which needs no reference
-    #[value(name = "simpo")]
-    #[serde(rename = "simpo")]
-    SimPo,
-    /// Proximal policy optimisation: similarity times (1 - toxicity) of texts that the model writes is the reward
-    Ppo,
-}
-
-/// How distance from the prototype becomes similarity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SimilarityName {
-    /// exp(-|phi - c|) / tau
-    Paper,
-    /// exp(-|phi - c| / tau)
-    Symmetric,
-    /// exp(-(phi - c) / tau) for negatives
-    Directed,
-    /// what the authors' published program computes, for comparison
-    Released,
-}
-
-/// What a candidate's likelihood is conditioned on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConditioningName {
-    /// the rewrite prompt of the anchor
-    Prompt,
-    /// nothing: texts stand alone, as in the paper
-    Nothing,
-}
 
 /// What a person may give; the defaults shown are those of the preset `rewriter` with the objective `cp`.
 #[derive(Debug, Clone, Default, Args)]
@@ -101,6 +61,9 @@ pub struct Hyperparameters {
     /// head [default: all-linear]
     #[arg(long, value_delimiter = ',')]
     pub target_modules: Option<Vec<String>>,
+    /// Holds the frozen weights in 4 bits, for models that would not fit [default: none]
+    #[arg(long, value_enum)]
+    pub quantize: Option<Quantize>,
     /// Longest prompt with its rewrite, in tokens [default: 256]
     #[arg(long)]
     pub max_tokens: Option<usize>,
@@ -196,6 +159,7 @@ pub struct Settings {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub target_modules: Vec<String>,
+    pub quantize: Quantize,
     pub max_tokens: usize,
     pub num_positives: usize,
     pub num_negatives: usize,
@@ -244,6 +208,7 @@ impl Settings {
             lora_alpha,
             lora_dropout,
             target_modules,
+            quantize,
             max_tokens,
             num_positives,
             num_negatives,
@@ -424,6 +389,10 @@ mod tests {
         assert_eq!((settings.alpha, settings.num_negatives), (1.1, 8));
         assert!(settings.detach_prototype && settings.phi == Phi::LogPerplexity);
         assert_eq!((settings.batch_size, settings.learning_rate), (Some(2), 2.2e-5));
+        assert_eq!(
+            (settings.quantize, settings.target_modules.join(",")),
+            (Quantize::Nf4, "all-linear,lm_head".to_owned())
+        );
         assert!(
             !Settings::resolve(&given("--detach-prototype=false"), ObjectiveName::Cp)
                 .unwrap()

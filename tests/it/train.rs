@@ -66,7 +66,7 @@ async fn all_wrong_fields_are_named_at_once_with_their_paths() {
     let body = json!({
         "name": "no spaces, please", "base": "gpt-9", "dataset": "unknown", "objective": "rlhf", "colour": "red",
         "hyperparameters": {
-            "preset": "quick", "learning_rate": 7, "epochs": "two", "batch_size": 0, "lora_dropout": 0.1, "beta": -1,
+            "preset": "quick", "learning_rate": 7, "epochs": "two", "batch_size": 0, "lora_dropout": 1, "beta": -1,
             "target_modules": ["q_proj", "w_proj"], "schedule": "sometimes", "lora_rank": 100000, "learning_rat": 1
         },
         "evaluate": { "held_back": 0.9, "max_examples": 0, "how": "well" },
@@ -94,6 +94,8 @@ async fn each_field_has_its_range() {
         ("seed", json!([-1, 0.5]), json!([0, 7])),
         ("lora_rank", json!([0, 257]), json!([256])),
         ("lora_alpha", json!([0]), json!([16])),
+        ("lora_dropout", json!([-0.1, 1]), json!([0, 0.1])),
+        ("quantize", json!(["int8", 4]), json!(["none", "nf4", "q4_k"])),
         (
             "target_modules",
             json!([[], "q_proj", ["q_proj", "q_proj"], ["head"]]),

@@ -14,7 +14,8 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::layers::Projection;
-use super::layout::{self, HEAD};
+use super::layout;
+pub use super::layout::HEAD;
 use super::ops::LoraPart;
 use super::{DecoderConfig, ModelError};
 pub use settings::{ALL_LINEAR, LoraConfig, MODULES, read_config};

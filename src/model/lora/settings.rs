@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::model::layers::Projection;
+use crate::model::layout::HEAD;
 use crate::model::{DecoderConfig, ModelError};
 
 /// The name that stands for every linear layer of the blocks, whatever the family calls them; the output head is not among them.
@@ -14,7 +15,7 @@ pub const ALL_LINEAR: &str = "all-linear";
 /// What adapters are asked to update, in any family: [`ALL_LINEAR`], the output head, and the names of single modules.
 pub const MODULES: [&str; 13] = [
     ALL_LINEAR,
-    "lm_head",
+    HEAD,
     "q_proj",
     "k_proj",
     "v_proj",

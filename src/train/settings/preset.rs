@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::super::objectives::{Phi, Sides};
 use super::super::optimizer::Schedule;
-use super::{ConditioningName, ObjectiveName, Settings, SimilarityName};
-use crate::model::lora::ALL_LINEAR;
+use super::{ConditioningName, ObjectiveName, Quantize, Settings, SimilarityName};
+use crate::model::lora::{ALL_LINEAR, HEAD};
 
 /// Where settings come from that are not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize)]
@@ -67,6 +67,7 @@ fn rewriter() -> Settings {
         lora_alpha: 32.0,
         lora_dropout: 0.0,
         target_modules: vec![ALL_LINEAR.to_owned()],
+        quantize: Quantize::None,
         max_tokens: 256,
         num_positives: 4,
         num_negatives: 6,
@@ -102,7 +103,8 @@ fn paper() -> Settings {
         warmup_steps: 0,
         lora_rank: 64,
         lora_alpha: 16.0,
-        lora_dropout: 0.0,
+        target_modules: vec![ALL_LINEAR.to_owned(), HEAD.to_owned()],
+        quantize: Quantize::Nf4,
         num_positives: 5,
         num_negatives: 5,
         conditioning: ConditioningName::Nothing,
