@@ -87,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Evaluate(args) => in_runtime(evaluate(*args)),
         Command::Health(args) => cli::health::run(&args),
+        Command::Bench(args) => cli::bench::run(&args),
         Command::Generate(args) => in_runtime(generate(*args)),
         Command::Scorer(args) => cli::scorer::run(args),
         Command::Model(args) => cli::model::run(args),

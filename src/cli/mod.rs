@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod backend;
+pub mod bench;
 pub mod child;
 pub mod client;
 pub mod compose;
@@ -64,6 +65,8 @@ pub enum Command {
     Evaluate(Box<evaluate::EvaluateArgs>),
     /// Ask a running process how it is.
     Health(health::HealthArgs),
+    /// Measure how fast a running service answers.
+    Bench(Box<bench::BenchArgs>),
     /// Make training sets from samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.

@@ -1,0 +1,214 @@
+"""Decoding speed beside llama.cpp and transformers: the same GGUF file, the same machine, turn by turn.
+
+    python benches/peers.py make SMOLLM2.gguf FOLDER     # writes smollm2-q8_0.gguf, random-500m-q4_1.gguf, random-500m-q8_0.gguf
+    python benches/peers.py decode FILE.gguf … [--batch 1 8] [--bench target/release/deps/decode_batch-…]
+
+Each program reads prompts of 16 tokens and decodes --tokens more, greedily, --batch sequences at once; reading the prompts is not counted.
+llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; transformers by `generate`, its weights dequantised to f32 and
+to bf16. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROMPT = 16
+
+
+def prompts(batch, vocabulary):
+    ids = (1000 + np.arange(batch * PROMPT) * 37) % vocabulary
+    return ids.reshape(batch, PROMPT)
+
+
+class LlamaCpp:
+    def __init__(self, path, batch, tokens, threads):
+        import llama_cpp
+
+        self.lib = llama_cpp
+        llama_cpp.llama_backend_init()
+        silent = llama_cpp.llama_log_callback(lambda *_: None)
+        llama_cpp.llama_log_set(silent, ctypes.c_void_p())
+        self.silent = silent
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = (PROMPT + tokens + 8) * batch
+        params.n_batch = params.n_ubatch = max(512, batch * PROMPT)
+        params.n_seq_max = batch
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        self.context = llama_cpp.llama_init_from_model(self.model, params)
+        vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.batch, self.tokens = batch, tokens
+        self.slots = llama_cpp.llama_batch_init(batch * PROMPT, 0, batch)
+
+    def step(self, rows):
+        """Rows are (token, position, sequence, is wanted); returns the likeliest token of each wanted one."""
+        slots = self.slots
+        slots.n_tokens = len(rows)
+        for index, (token, position, sequence, wanted) in enumerate(rows):
+            slots.token[index], slots.pos[index] = token, position
+            slots.n_seq_id[index], slots.seq_id[index][0], slots.logits[index] = 1, sequence, wanted
+        if self.lib.llama_decode(self.context, slots):
+            raise SystemExit("llama_decode failed")
+        return [
+            int(np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, index), (self.vocabulary,)).argmax())
+            for index, row in enumerate(rows) if row[3]
+        ]
+
+    def run(self):
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
+        ids = prompts(self.batch, self.vocabulary)
+        rows = [(int(ids[s, p]), p, s, p == PROMPT - 1) for s in range(self.batch) for p in range(PROMPT)]
+        last = self.step(rows)
+        began = time.perf_counter()
+        for position in range(PROMPT, PROMPT + self.tokens):
+            last = self.step([(token, position, s, True) for s, token in enumerate(last)])
+        return self.batch * self.tokens / (time.perf_counter() - began)
+
+
+class Transformers:
+    def __init__(self, path, batch, tokens, dtype):
+        import torch
+        from transformers import LlamaForCausalLM
+
+        self.torch = torch
+        torch.set_num_threads(os.cpu_count())
+        self.model = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype)).eval()
+        self.batch, self.tokens = batch, tokens
+
+    def run(self):
+        ids = self.torch.tensor(prompts(self.batch, self.model.config.vocab_size))
+        seconds = []
+        for new in (1, 1 + self.tokens):
+            began = time.perf_counter()
+            with self.torch.no_grad():
+                self.model.generate(
+                    ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+                    pad_token_id=0,
+                )
+            seconds.append(time.perf_counter() - began)
+        return self.batch * self.tokens / (seconds[1] - seconds[0])
+
+
+class Detoxd:
+    def __init__(self, path, batch, tokens, bench, threads):
+        self.command = [bench, path, batch, tokens, 1, threads]
+
+    def run(self):
+        done = subprocess.run([str(part) for part in self.command], capture_output=True, text=True, check=True)
+        return statistics.median(json.loads(done.stdout.splitlines()[-1])["tokens_per_second"])
+
+
+def decode(options):
+    for path in options.files:
+        for batch in options.batch:
+            contenders = {}
+            for threads in sorted({1, os.cpu_count()}):
+                contenders[f"detoxd, {threads} threads"] = Detoxd(path, batch, options.tokens, options.bench, threads)
+                contenders[f"llama.cpp, {threads} threads"] = LlamaCpp(path, batch, options.tokens, threads)
+            if not options.no_transformers:
+                for dtype in ("float32", "bfloat16"):
+                    contenders[f"transformers, {dtype}"] = Transformers(path, batch, options.tokens, dtype)
+            speeds = {name: [] for name in contenders}
+            for turn in range(options.rounds + 1):
+                for name, contender in contenders.items():
+                    speed = contender.run()
+                    if turn:  # the first turn warms up
+                        speeds[name].append(speed)
+            medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
+            best = {}
+            for name, speed in medians.items():
+                program = name.split(",")[0]
+                best[program] = max(best.get(program, 0), speed)
+            ratios = {f"to {name}": round(best["detoxd"] / speed, 2) for name, speed in best.items() if name != "detoxd"}
+            print(json.dumps({"file": path.name, "batch": batch, "tokens_per_second": medians, "ratios": ratios}), flush=True)
+
+
+def make(options):
+    from gguf import GGMLQuantizationType as Q, GGUFReader, GGUFWriter, quants
+
+    options.folder.mkdir(parents=True, exist_ok=True)
+    source = GGUFReader(options.source)
+
+    def writer(name, changed):
+        out = GGUFWriter(options.folder / name, "llama")
+        for field in source.fields.values():
+            if field.name.startswith("GGUF.") or field.name == "general.architecture":
+                continue
+            value = changed.get(field.name, field.contents())
+            kinds = field.types
+            out.add_key_value(field.name, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
+        return out
+
+    def close(out):
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+        out.close()
+
+    def add(out, name, values, kind):
+        if values.ndim == 1:
+            out.add_tensor(name, values.astype(np.float32))
+        else:
+            out.add_tensor(name, quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
+
+    out = writer("smollm2-q8_0.gguf", {})
+    for tensor in source.tensors:
+        add(out, tensor.name, quants.dequantize(tensor.data, tensor.tensor_type), Q.Q8_0)
+    close(out)
+
+    hidden, inner, layers, heads, kv_heads, vocabulary = 1280, 3456, 25, 20, 5, 49152
+    sizes = {
+        "llama.embedding_length": hidden, "llama.feed_forward_length": inner, "llama.block_count": layers,
+        "llama.attention.head_count": heads, "llama.attention.head_count_kv": kv_heads, "llama.rope.dimension_count": hidden // heads,
+    }
+    for kind in (Q.Q4_1, Q.Q8_0):
+        random = np.random.default_rng(1)
+        out = writer(f"random-500m-{kind.name.lower()}.gguf", sizes)
+        matrix = lambda rows, columns: random.standard_normal((rows, columns), dtype=np.float32) / columns**0.5
+        add(out, "token_embd.weight", matrix(vocabulary, hidden), Q.Q8_0)
+        add(out, "output_norm.weight", np.ones(hidden), Q.F32)
+        count = vocabulary * hidden
+        for layer in range(layers):
+            shapes = {
+                "attn_q": (hidden, hidden), "attn_k": (hidden // heads * kv_heads, hidden), "attn_v": (hidden // heads * kv_heads, hidden),
+                "attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner),
+            }
+            for name, shape in shapes.items():
+                add(out, f"blk.{layer}.{name}.weight", matrix(*shape), kind)
+                count += shape[0] * shape[1]
+            for name in ("attn_norm", "ffn_norm"):
+                add(out, f"blk.{layer}.{name}.weight", np.ones(hidden), Q.F32)
+        close(out)
+        print(kind.name, count, "parameters in matrices")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    making = commands.add_parser("make")
+    making.add_argument("source", type=Path)
+    making.add_argument("folder", type=Path)
+    making.set_defaults(run=make)
+    decoding = commands.add_parser("decode")
+    decoding.add_argument("files", type=Path, nargs="+")
+    decoding.add_argument("--bench", type=Path, required=True, help="the decode_batch executable")
+    decoding.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    decoding.add_argument("--tokens", type=int, default=64)
+    decoding.add_argument("--rounds", type=int, default=5)
+    decoding.add_argument("--no-transformers", action="store_true")
+    decoding.set_defaults(run=decode)
+    options = parser.parse_args()
+    options.run(options)
+
+
+sys.exit(main())
