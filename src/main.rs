@@ -151,7 +151,8 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
         config.model,
         registry,
         budget,
-        Arc::clone(&metrics.adapters),
+        config.server.rewrite_cache_bytes,
+        Arc::clone(&metrics),
     ));
     let mut following = None;
     tokio::select! {

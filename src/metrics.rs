@@ -11,7 +11,7 @@ use prometheus::{
 
 use crate::{
     adapters::AdapterMetrics,
-    pipeline::{Detoxified, ShadowMetrics},
+    pipeline::{Detoxified, RememberingMetrics, ShadowMetrics},
 };
 
 /// Bounds for times of a request, in seconds: a neutral text takes well under a millisecond, a
@@ -40,6 +40,8 @@ pub struct Metrics {
     tokens: IntCounterVec,
     /// Those of the adapters in memory.
     pub adapters: Arc<AdapterMetrics>,
+    /// Those of remembered rewrites.
+    pub remembering: RememberingMetrics,
     /// Those of the shadow.
     pub shadow: Arc<ShadowMetrics>,
 }
@@ -138,6 +140,7 @@ impl Metrics {
                 )?,
             )?,
             adapters: Arc::new(AdapterMetrics::new(&registry)?),
+            remembering: RememberingMetrics::new(&registry)?,
             shadow: Arc::new(ShadowMetrics::new(&registry)?),
             registry,
         })

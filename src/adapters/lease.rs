@@ -63,6 +63,13 @@ impl AdapterLease {
         Resident::new(version, Some(adapter)).lease()
     }
 
+    /// A lease on a version of that name without weights.
+    #[cfg(test)]
+    pub(crate) fn for_tests(version: &str) -> Self {
+        let version = version.parse().expect("a name and a version");
+        Resident::new(version, None).lease()
+    }
+
     /// Which version it pins.
     pub fn version(&self) -> &AdapterVersion {
         &self.resident().version

@@ -7,12 +7,11 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use crate::{
-    adapters::{
-        AdapterLease, AdapterMetrics, AdapterVersion, Base, Budget, Loader, Registry, Residents, ShippedAdapter,
-    },
+    adapters::{AdapterLease, AdapterVersion, Base, Budget, Loader, Registry, Residents, ShippedAdapter},
     config::{AdapterSource, Dtype, ModelConfig, Quantize},
     engine::{Engine, EngineConfig},
     http::Service,
+    metrics::Metrics,
     model::{
         Decoder,
         fingerprint::fingerprint,
@@ -21,7 +20,10 @@ use crate::{
         tokenizer::TextTokenizer,
         weights::{ModelFiles, Purpose},
     },
-    pipeline::{Detoxifier, EngineCanary, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, Rewriter},
+    pipeline::{
+        Detoxifier, EngineCanary, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, RememberingRewriter,
+        Rewriter,
+    },
     prompt::RewritePrompt,
     scoring::{ScorerError, SimilarityScorer, ToxicityScorer},
 };
@@ -151,7 +153,8 @@ pub async fn serve(
     config: ModelConfig,
     registry: Registry,
     budget: Budget,
-    metrics: Arc<AdapterMetrics>,
+    rewrite_cache_bytes: u64,
+    metrics: Arc<Metrics>,
 ) -> Result<Service, ComposeError> {
     let failed = |reason: String| ComposeError::Model {
         model: config.model.clone(),
@@ -188,10 +191,14 @@ pub async fn serve(
         device: decoder.device().clone(),
         canary: Arc::new(canary),
     };
-    let residents = Residents::serving(Loader::new(registry, base, budget, metrics));
+    let residents = Residents::serving(Loader::new(registry, base, budget, Arc::clone(&metrics.adapters)));
     super::start::deploy(&residents, &config).await?;
     let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
-    let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
+    let rewriter = LanguageModelRewriter::new(engine, tokenizer, prompt, name);
+    let rewriter: Arc<dyn Rewriter> = match rewrite_cache_bytes {
+        0 => Arc::new(rewriter),
+        bytes => Arc::new(RememberingRewriter::new(rewriter, bytes, metrics.remembering.clone())),
+    };
     Ok(assemble(rewriter, Arc::new(residents), perplexity)?)
 }
 

@@ -60,6 +60,9 @@ pub struct ServerSettings {
     /// Time that the model may have work and make no step before `/health/live` answers 503: more than its longest step takes.
     #[arg(long, env = "DETOXD_MAX_STALL", value_name = "DURATION", default_value = "60s")]
     pub max_stall: String,
+    /// Memory for rewrites of sentences that were seen before, in bytes; 0 remembers none. They are held in memory only.
+    #[arg(long, env = "DETOXD_REWRITE_CACHE_BYTES", value_name = "N", default_value_t = 32 * 1024 * 1024)]
+    pub rewrite_cache_bytes: u64,
     /// Time that running requests get to finish after SIGTERM or ctrl-c.
     #[arg(
         long,

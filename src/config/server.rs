@@ -11,6 +11,8 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// What is admitted.
     pub limits: Limits,
+    /// Memory for rewrites that are remembered, in bytes; 0 for none.
+    pub rewrite_cache_bytes: u64,
     /// Time that running requests get to finish once told to stop.
     pub shutdown_timeout: Duration,
 }
@@ -57,6 +59,7 @@ impl TryFrom<ServerSettings> for ServerConfig {
         Ok(Self {
             listen: raw.listen,
             limits,
+            rewrite_cache_bytes: raw.rewrite_cache_bytes,
             shutdown_timeout: time("shutdown_timeout", &raw.shutdown_timeout)?,
         })
     }

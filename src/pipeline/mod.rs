@@ -18,7 +18,7 @@
 //! Any error fails the whole text: there is no half-rewritten one.
 //!
 //! What deliberately does not live here: HTTP and its limits (the longest text, the timeout),
-//! token ids, batching and caching (the engine's), and any judgement of toxicity or meaning (the
+//! token ids, batching and what is held of sequences (the engine's), and any judgement of toxicity or meaning (the
 //! scorers', behind the traits of [`scorers`]).
 //!
 //! Not handled: a text whose sentences are all fine and which is toxic as a whole; a sentence
@@ -39,6 +39,7 @@ pub mod outcome;
 pub mod perplexity;
 pub mod protect;
 pub mod rejection;
+pub mod remembering;
 pub mod restore;
 pub mod rewriter;
 pub mod rewriter_lm;
@@ -63,6 +64,7 @@ pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange,
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
 pub use perplexity::{ModelPerplexity, Perplexity, PerplexityScorer};
 pub use rejection::Rejection;
+pub use remembering::{RememberingMetrics, RememberingRewriter};
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 pub use rewriter_lm::LanguageModelRewriter;
 pub use scorers::{Similarity, Toxicity};

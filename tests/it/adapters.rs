@@ -607,6 +607,27 @@ async fn on_a_model_mixed_versions_give_what_each_gives_alone_while_versions_cha
 }
 
 #[tokio::test]
+async fn what_was_rewritten_before_is_remembered_by_version() {
+    let serving = Serving::micro_remembering(folder("adapter")).await;
+    serving.import_scaled(&[6.0]).await;
+    let ask = async |adapter: &str| {
+        let request = json!({ "text": "You are a stupid idiot, Anna.", "adapter": adapter });
+        serving.post("/detoxify", request.to_string()).await.ok()
+    };
+    let first = ask("adapter@1").await;
+    let again = ask("adapter@1").await;
+    assert_ne!(first["usage"]["completion_tokens"], 0);
+    assert_eq!(again["usage"]["completion_tokens"], 0);
+    for field in ["text", "toxicity", "similarity", "segments", "edits", "adapter"] {
+        assert_eq!(first[field], again[field], "{field}");
+    }
+    assert_ne!(ask("a@1").await["usage"]["completion_tokens"], 0);
+    let metrics = serving.get("/metrics").await.body;
+    assert!(metrics.contains("detoxd_rewrite_cache_hits_total 1"), "{metrics}");
+    assert!(metrics.contains("detoxd_rewrite_cache_misses_total 2"), "{metrics}");
+}
+
+#[tokio::test]
 async fn the_canary_runs_the_model() {
     let serving = Serving::micro(AdapterSource::None).await;
     // No effect; effects beyond what numbers hold; and one that is fine.

@@ -137,10 +137,24 @@ impl Serving {
             .unwrap()
     }
 
+    /// The same; it remembers rewrites.
+    pub async fn micro_remembering(adapter: AdapterSource) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        Self::start(folder, adapter, 1 << 20).await.unwrap()
+    }
+
     /// On the micro model and a folder that others may share.
     pub async fn micro_at(
         folder: Arc<tempfile::TempDir>,
         adapter: AdapterSource,
+    ) -> Result<Self, compose::ComposeError> {
+        Self::start(folder, adapter, 0).await
+    }
+
+    async fn start(
+        folder: Arc<tempfile::TempDir>,
+        adapter: AdapterSource,
+        rewrite_cache_bytes: u64,
     ) -> Result<Self, compose::ComposeError> {
         let app = loading(folder).await;
         let config = ModelConfig {
@@ -153,8 +167,8 @@ impl Serving {
             threads: Some(1),
         };
         let registry = app.state.backend.registry.clone();
-        let metrics = app.state.metrics.adapters.clone();
-        let service = compose::serve(config, registry, Budget::default(), metrics).await?;
+        let metrics = app.state.metrics.clone();
+        let service = compose::serve(config, registry, Budget::default(), rewrite_cache_bytes, metrics).await?;
         Ok(Self::of(app, service, Arc::default()))
     }
 
