@@ -1,11 +1,16 @@
 """Decoding speed beside llama.cpp and transformers: the same GGUF file, the same machine, turn by turn.
 
     python benches/peers.py make SMOLLM2.gguf FOLDER     # writes smollm2-q8_0.gguf, random-500m-q4_1.gguf, random-500m-q8_0.gguf
-    python benches/peers.py decode FILE.gguf … [--batch 1 8] [--bench target/release/deps/decode_batch-…]
+    python benches/peers.py decode FILE.gguf … [--batch 1 8] --bench target/release/deps/decode_batch-…
+    detoxd model merge --model smollm2-135m --adapter assets/adapters/smollm2-135m/default-1 --out FOLDER/merged
+    python benches/peers.py gguf FOLDER/merged SMOLLM2.gguf FOLDER/merged-q4_1.gguf   # the merged weights, Q4_1 and Q8_0 where SMOLLM2.gguf is
+    python benches/peers.py rewrite FOLDER/merged-q4_1.gguf --texts valid.jsonl --first 200
 
 Each program reads prompts of 16 tokens and decodes --tokens more, greedily, --batch sequences at once; reading the prompts is not counted.
 llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; transformers by `generate`, its weights dequantised to f32 and
-to bf16. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
+to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source, llama.cpp with drafts of n-grams
+that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none. Tokens a second are those of
+the rewrites, reading the prompts included; loading is not. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
 """
 
 import argparse
@@ -108,6 +113,130 @@ class Detoxd:
         return statistics.median(json.loads(done.stdout.splitlines()[-1])["tokens_per_second"])
 
 
+class Lookup(LlamaCpp):
+    """Greedy rewriting with drafts: what followed the last n tokens when they were seen before."""
+
+    END = 2
+
+    def __init__(self, path, threads):
+        super().__init__(path, 1, 1024, threads)
+        self.vocab = self.lib.llama_model_get_vocab(self.model)
+        self.slots = self.lib.llama_batch_init(1024, 0, 1)
+
+    def tokenize(self, text):
+        data = text.encode()
+        ids = (self.lib.llama_token * (len(data) + 8))()
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, False)
+        return list(ids[:count])
+
+    def rewrite(self, source, n, m):
+        memory = self.lib.llama_get_memory(self.context)
+        self.lib.llama_memory_clear(memory, True)
+        sequence = [1, *source, 2]
+        prompt, limit = len(sequence), len(sequence) + len(source) + len(source) // 2 + 8
+        [token] = self.step([(t, p, 0, p == prompt - 1) for p, t in enumerate(sequence)])
+        while True:
+            sequence.append(token)
+            if token == self.END or len(sequence) >= limit:
+                return sequence[prompt:]
+            draft = self.draft(sequence, n, min(m, limit - len(sequence))) if m else []
+            first = len(sequence) - 1
+            answers = self.step([(t, first + k, 0, True) for k, t in enumerate([token, *draft])])
+            for proposed, answer in zip(draft, answers):
+                if proposed != answer or answer == self.END:
+                    break
+                sequence.append(answer)
+            token = answers[len(sequence) - 1 - first]
+            self.lib.llama_memory_seq_rm(memory, 0, len(sequence), -1)
+
+    @staticmethod
+    def draft(sequence, most, length):
+        for n in range(min(most, len(sequence) - 1), 0, -1):
+            tail = sequence[-n:]
+            for start in range(len(sequence) - n - 1, -1, -1):
+                if sequence[start : start + n] == tail:
+                    return sequence[start + n : start + n + length]
+        return []
+
+    def speed(self, sources, n, m):
+        began, tokens = time.perf_counter(), 0
+        for source in sources:
+            tokens += len(self.rewrite(source, n, m))
+        return tokens / (time.perf_counter() - began)
+
+
+def rewrite(options):
+    texts = [json.loads(line)["toxic"].strip() for line in open(options.texts, encoding="utf-8")][: options.first]
+    lines = "".join(text.replace("\n", " ") + "\n" for text in texts)
+    command = [options.detoxd, "rewrite", "--model", options.file, "--adapter", "none", "--no-verify", "--always", "--whole-line",
+               "--candidates", "1", "--json"]
+
+    def ours(lines, *more):
+        began = time.perf_counter()
+        done = subprocess.run([str(p) for p in [*command, *more]], input=lines, capture_output=True, text=True, check=True)
+        results = [json.loads(line) for line in done.stdout.splitlines()]
+        return time.perf_counter() - began, sum(result["usage"]["completion_tokens"] for result in results)
+
+    peers = {threads: Lookup(options.file, threads) for threads in sorted({1, os.cpu_count()})}
+    sources = [next(iter(peers.values())).tokenize(text) for text in texts]
+    tuned = max(
+        ((peer.speed(sources[:20], n, m), threads, n, m) for threads, peer in peers.items() for n in (1, 2, 3) for m in (8, 16)),
+    )
+    _, threads, n, m = tuned
+    plain_threads = max(peers, key=lambda threads: peers[threads].speed(sources[:20], 1, 0))
+    speeds = {}
+    for _ in range(options.rounds):
+        for name, more in (("detoxd", []), ("detoxd, no drafts", ["--draft-tokens", "0"])):
+            load, _ = ours(texts[0] + "\n", *more)
+            took, tokens = ours(lines, *more)
+            speeds.setdefault(name, []).append(tokens / (took - load))
+        speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
+        speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
+    medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
+    ratios = {name: round(medians["detoxd"] / speed, 2) for name, speed in medians.items() if name != "detoxd"}
+    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "detoxd to": ratios}))
+
+
+def gguf(options):
+    """The weights of a merged folder under the names, the order and the types of a GGUF file, and all in Q8_0."""
+    from gguf import GGMLQuantizationType as Q, GGUFReader, GGUFWriter, quants
+    from safetensors import safe_open
+
+    source = GGUFReader(options.source)
+    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+             "ffn_norm": "post_attention_layernorm"}
+    heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
+    tensors = {}
+    for path in sorted(options.folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name).float().numpy() for name in file.keys()}
+    for path, kind in ((options.out, None), (options.out.with_name(options.out.stem.replace("q4_1", "q8_0") + ".gguf"), Q.Q8_0)):
+        out = GGUFWriter(path, "llama")
+        for field in source.fields.values():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                out.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        for tensor in source.tensors:
+            parts = tensor.name.split(".")
+            if parts[0] == "blk":
+                values = tensors[f"model.layers.{parts[1]}.{names[parts[2]]}.weight"]
+                if parts[2] in heads:
+                    count = int(source.fields[heads[parts[2]]].contents())
+                    rows = values.shape[0]
+                    values = values.reshape(count, 2, rows // count // 2, -1).swapaxes(1, 2).reshape(rows, -1)
+            else:
+                values = tensors[{"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[parts[0]]]
+            if values.ndim == 1:
+                out.add_tensor(tensor.name, values)
+            else:
+                to = kind or tensor.tensor_type
+                out.add_tensor(tensor.name, quants.quantize(values, to), raw_dtype=to)
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+        out.close()
+
+
 def decode(options):
     for path in options.files:
         for batch in options.batch:
@@ -207,6 +336,17 @@ def main():
     decoding.add_argument("--rounds", type=int, default=5)
     decoding.add_argument("--no-transformers", action="store_true")
     decoding.set_defaults(run=decode)
+    converting = commands.add_parser("gguf")
+    for name in ("folder", "source", "out"):
+        converting.add_argument(name, type=Path)
+    converting.set_defaults(run=gguf)
+    rewriting = commands.add_parser("rewrite")
+    rewriting.add_argument("file", type=Path)
+    rewriting.add_argument("--texts", type=Path, required=True, help='JSON lines with "toxic"')
+    rewriting.add_argument("--first", type=int, default=200)
+    rewriting.add_argument("--rounds", type=int, default=5)
+    rewriting.add_argument("--detoxd", type=Path, default="target/release/detoxd")
+    rewriting.set_defaults(run=rewrite)
     options = parser.parse_args()
     options.run(options)
 
