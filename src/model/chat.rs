@@ -183,6 +183,11 @@ impl ChatTemplate {
         Ok(Some(compiled))
     }
 
+    /// The control tokens that the template may name.
+    pub fn special(&self) -> &BTreeMap<String, String> {
+        &self.special
+    }
+
     /// The conversation as the model is to see it. With `answering`, up to where its answer begins.
     ///
     /// # Errors
@@ -198,10 +203,12 @@ impl ChatTemplate {
             };
             template.render(context! { ..conversation, ..Serde(&self.special) })
         });
-        rendered.map_err(|error| match error.detail().and_then(|text| text.strip_prefix(REFUSAL)) {
-            Some(reason) => ChatError::Refused(reason.to_owned()),
-            None => ChatError::Failed(told(&error)),
-        })
+        rendered.map_err(
+            |error| match error.detail().and_then(|text| text.strip_prefix(REFUSAL)) {
+                Some(reason) => ChatError::Refused(reason.to_owned()),
+                None => ChatError::Failed(told(&error)),
+            },
+        )
     }
 
     /// The prompt for the model's next turn, as token ids.
@@ -226,7 +233,9 @@ impl ChatTemplate {
     pub fn end(&self, tokenizer: &TextTokenizer) -> Result<u32, ChatError> {
         let talk = [Message::user(PROBE), Message::assistant(PROBE)];
         let rendered = self.render(&talk, false).unwrap_or_default();
-        let behind = rendered.rsplit_once(PROBE).map_or("", |(_, behind)| behind.trim_start());
+        let behind = rendered
+            .rsplit_once(PROBE)
+            .map_or("", |(_, behind)| behind.trim_start());
         let of_template = tokenizer
             .control_tokens()
             .into_iter()
@@ -371,7 +380,10 @@ mod tests {
         let error = raising.render(&[Message::user("Hi")], true).unwrap_err();
         assert!(matches!(error, ChatError::Refused(reason) if reason == "only users here"));
         let failing = template("{{ messages[0].content + 1 }}");
-        let error = failing.render(&[Message::user("secret")], true).unwrap_err().to_string();
+        let error = failing
+            .render(&[Message::user("secret")], true)
+            .unwrap_err()
+            .to_string();
         assert!(!error.contains("secret"), "{error}");
         assert!(ChatTemplate::new("{% if %}", BTreeMap::new()).is_err());
     }
