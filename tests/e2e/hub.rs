@@ -1,12 +1,12 @@
 //! Models of a hub by their id, from a hub on loopback that serves folders of the fixtures.
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -57,9 +57,38 @@ impl Hub {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         self.elsewhere = format!("http://localhost:{port}");
+        let breaking = self.breaks.then(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        if let Some(listener) = &breaking {
+            self.elsewhere = format!("http://{}", listener.local_addr().unwrap());
+        }
         let hub = Arc::new(self);
         serving(listener, Router::new().fallback(answer).with_state(hub.clone()));
+        if let Some(listener) = breaking {
+            let hub = hub.clone();
+            std::thread::spawn(move || listener.incoming().for_each(|stream| hub.half(stream.unwrap())));
+        }
         (format!("http://127.0.0.1:{port}"), hub)
+    }
+
+    /// Half of a file, then the end of the connection; the rest to who asks for it.
+    fn half(&self, mut stream: std::net::TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.extend(byte);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let content = &self.files[path.strip_prefix("/elsewhere/").unwrap()];
+        let half = content.len() / 2;
+        let (status, length, body) = match head.to_ascii_lowercase().contains(&format!("range: bytes={half}-")) {
+            true => ("206 Partial Content", content.len() - half, &content[half..]),
+            false => ("200 OK", content.len(), &content[..half]),
+        };
+        self.asked.lock().unwrap().push(path);
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     }
 
     fn asked(&self) -> Vec<String> {
@@ -118,10 +147,6 @@ fn content(hub: &Hub, name: &str, headers: &HeaderMap) -> Response {
     if let Some(start) = start {
         return (StatusCode::PARTIAL_CONTENT, content[start..].to_vec()).into_response();
     }
-    if hub.breaks && name.ends_with(".safetensors") {
-        let half = Body::from(content[..content.len() / 2].to_vec());
-        return ([(header::CONTENT_LENGTH, content.len().to_string())], half).into_response();
-    }
     content.clone().into_response()
 }
 
@@ -147,11 +172,8 @@ fn rewrite(model: &str, home: &Path, more: &[(&str, &str)]) -> Output {
         .envs(more.iter().copied())
         .stdin(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    std::io::Write::write_all(
-        &mut child.stdin.take().unwrap(),
-        b"You stupid fool, close the window.\n",
-    )
-    .unwrap();
+    let line = b"You stupid fool, close the window.\n";
+    child.stdin.take().unwrap().write_all(line).unwrap();
     child.wait_with_output().unwrap()
 }
 
