@@ -13,6 +13,7 @@ pub mod http;
 pub mod jobs;
 pub mod metrics;
 pub mod model;
+pub mod outgoing;
 pub mod pipeline;
 pub mod prompt;
 pub mod scoring;

@@ -201,7 +201,9 @@ async fn evaluate(args: cli::evaluate::EvaluateArgs) -> anyhow::Result<()> {
 }
 
 async fn generate(args: cli::generate::GenerateArgs) -> anyhow::Result<()> {
-    telemetry::init(&LogConfig::try_from(args.log.clone())?);
+    if let Some(log) = args.log() {
+        telemetry::init(&LogConfig::try_from(log.clone())?);
+    }
     cli::generate::run(args).await
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::files::{AdapterFiles, CONFIG, WEIGHTS};
-use crate::model::catalogue::{HubFailure, Network, read_from_hub};
+use crate::model::catalogue::{HubFailure, HubId, Network, read_from_hub};
 
 /// Name of the file beside PEFT's two that says where an exported adapter comes from.
 pub const ABOUT: &str = "detoxd.json";
@@ -161,15 +161,11 @@ impl Incoming {
     /// # Errors
     /// When it is not written so, or the hub does not give the two files.
     pub fn from_hub(repository: &str, network: &Network, limits: &ImportLimits) -> Result<Self, ImportError> {
-        let (name, revision) = repository.split_once('@').unwrap_or((repository, "main"));
-        let is_word = |word: &str| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            !word.is_empty() && word.chars().all(allowed) && !word.starts_with('.')
-        };
-        let parts: Vec<&str> = name.split('/').collect();
-        if parts.len() != 2 || !parts.iter().all(|part| is_word(part)) || !is_word(revision) {
+        let id: HubId = repository.parse().map_err(|_| ImportError::NoRepository)?;
+        if id.file.is_some() {
             return Err(ImportError::NoRepository);
         }
+        let (name, revision) = (&id.repository, &id.revision);
         let config = read_from_hub(network, name, revision, CONFIG, MAX_JSON)?;
         let weights = read_from_hub(network, name, revision, WEIGHTS, limits.max_bytes)?;
         Self::new(config, weights, None)

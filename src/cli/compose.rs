@@ -10,10 +10,12 @@ use crate::{
     adapters::{AdapterLease, AdapterVersion, Base, Budget, Loader, Registry, Residents, ShippedAdapter},
     config::{AdapterSource, Dtype, ModelConfig, Quantize},
     engine::{Engine, EngineConfig},
+    generate::LocalLlm,
     http::Service,
     metrics::Metrics,
     model::{
         Decoder,
+        chat::ChatTemplate,
         fingerprint::fingerprint,
         kernels::bf16::PackedBf16,
         lora::LoraModel,
@@ -96,6 +98,45 @@ pub fn load(config: &ModelConfig) -> Result<Parts, ComposeError> {
         adapter,
         name,
     })
+}
+
+/// A model that follows instructions: that of `config`, seen through its own chat template or the one in `template`. An adapter is used if one is
+/// named; `auto` is none here, since the shipped ones rewrite.
+///
+/// # Errors
+/// As [`load`], and when there is no chat template.
+pub fn chat(config: &ModelConfig, template: Option<&Path>) -> Result<LocalLlm, ComposeError> {
+    let failed = |reason: String| ComposeError::Model {
+        model: config.model.clone(),
+        reason,
+    };
+    let model = load_model(config)?;
+    let template = match template {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| failed(format!("{}: {error}", file.display())))
+            .and_then(|source| {
+                let own = ModelFiles::open(&model.path).and_then(|files| files.chat_template());
+                // The control tokens are the model's own, whatever its own template is like.
+                let special = own.ok().flatten().map(|own| own.special().clone()).unwrap_or_default();
+                ChatTemplate::new(&source, special).map_err(|error| failed(error.to_string()))
+            })?,
+        None => ModelFiles::open(&model.path)
+            .and_then(|files| files.chat_template())
+            .map_err(|error| failed(error.to_string()))?
+            .ok_or_else(|| {
+                failed(
+                    "it has no chat template, so it was not made to follow instructions; take one that was, give a template by \
+                     --chat-template, or a server by --llm-url"
+                        .to_owned(),
+                )
+            })?,
+    };
+    let adapter = match &config.adapter {
+        AdapterSource::Auto => AdapterLease::none(),
+        _ => adapter(config, model.engine.decoder())?,
+    };
+    LocalLlm::new(model.engine, model.tokenizer, template, adapter.adapter().cloned())
+        .map_err(|error| failed(error.to_string()))
 }
 
 fn load_model(config: &ModelConfig) -> Result<Model, ComposeError> {

@@ -24,7 +24,7 @@ use crate::train::dataset::{self, Example};
 /// neutral text.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
+    /// Base model: a name of the catalogue, a GGUF file, a folder in Hugging Face layout, or a hub id (owner/name)
     #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
     model: String,
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]

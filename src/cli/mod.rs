@@ -23,10 +23,11 @@ pub mod worker;
 
 use std::ffi::OsString;
 
+use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, RawConfig, file::FileDefaults};
-use crate::model::catalogue::{self, Catalogue, Progress};
+use crate::model::catalogue::{self, Catalogue, HubId, Network, Progress};
 
 /// Rewrites toxic text into text with the same meaning and none of the toxicity.
 ///
@@ -67,7 +68,7 @@ pub enum Command {
     Health(health::HealthArgs),
     /// Measure how fast a running service answers.
     Bench(Box<bench::BenchArgs>),
-    /// Make training sets from samples of a rewriter.
+    /// Make training sets: paraphrases by an LLM, or samples of a rewriter.
     Generate(Box<generate::GenerateArgs>),
     /// Train and check the toxicity scorer.
     Scorer(scorer::ScorerArgs),
@@ -98,28 +99,45 @@ pub fn parse(args: Vec<OsString>) -> Result<Command, UsageError> {
     Ok(cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.serve))))
 }
 
-/// What answers call a model: its name in the catalogue, or that of its file or folder.
+/// What answers call a model: its name in the catalogue, that of its file or folder, or the name in its hub id.
 pub fn model_name(model: &str) -> String {
     let in_catalogue = Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(model).is_some());
-    match std::path::Path::new(model).file_stem() {
-        Some(stem) if !in_catalogue => stem.to_string_lossy().into_owned(),
-        _ => model.to_owned(),
+    if in_catalogue {
+        return model.to_owned();
+    }
+    let path = std::path::Path::new(model);
+    let id = model.parse::<HubId>().ok().filter(|_| !path.exists());
+    if let Some(id) = &id
+        && id.file.is_none()
+        && let Some((_, name)) = id.repository.split_once('/')
+    {
+        return name.to_owned();
+    }
+    match path.file_name() {
+        Some(name) => name.to_string_lossy().trim_end_matches(".gguf").to_owned(),
+        None => model.to_owned(),
     }
 }
 
-/// The file or folder of a model: a path as it is, a name of the catalogue from the cache, fetched into it when it is not there.
+/// The file or folder of a model: a path as it is; a name of the catalogue from the cache, fetched into it when it is not there; else a
+/// hub id, from the hub's cache or the hub.
 ///
 /// # Errors
-/// When it is neither, or can't be fetched; with the next step.
+/// When it is none of them, or can't be fetched; with the next step.
 pub fn model_path(model: &str, cache: Option<&std::path::Path>) -> anyhow::Result<std::path::PathBuf> {
     let catalogue = Catalogue::embedded()?;
     let Some(entry) = catalogue.entry(model) else {
         let path = std::path::PathBuf::from(model);
-        anyhow::ensure!(
-            path.exists(),
-            "{model} is neither a name that `detoxd model list` shows nor a file or folder that exists"
-        );
-        return Ok(path);
+        if path.exists() {
+            return Ok(path);
+        }
+        let id: HubId = model.parse().map_err(|_| {
+            anyhow::anyhow!(
+                "{model} is neither a name that `detoxd model list` shows, nor a file or folder that exists, nor a hub id (owner/name)"
+            )
+        })?;
+        return catalogue::fetch_from_hub(&id, &Network::from_env(), Progress::auto())
+            .with_context(|| format!("{model} is no file or folder here, so it was taken for a model of the hub"));
     };
     let cache = match cache {
         Some(folder) => folder.to_owned(),

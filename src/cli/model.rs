@@ -42,7 +42,7 @@ enum ModelCommand {
     },
     /// Merge an adapter into its base: a full checkpoint in Hugging Face layout
     Merge {
-        /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
+        /// Base model: a name of the catalogue, a GGUF file, a folder in Hugging Face layout, or a hub id (owner/name)
         #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
         model: String,
         /// The adapter, a PEFT folder

@@ -31,7 +31,7 @@ use crate::train::trainer::{Goal, Observer, StepReport, Trainer};
 /// Trains a LoRA adapter for the rewrite prompt, or a new model.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Base model: a name of the catalogue, a GGUF file, or a folder in Hugging Face layout
+    /// Base model: a name of the catalogue, a GGUF file, a folder in Hugging Face layout, or a hub id (owner/name)
     #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
     model: String,
     /// Instead of an adapter on --model, trains every weight of a new model from random ones: a folder with its config.json and

@@ -115,8 +115,7 @@ pub fn build(
 fn bases(own: ModelConfig) -> Bases {
     Arc::new(move |name| {
         let in_catalogue = |name: &str| Catalogue::embedded().is_ok_and(|catalogue| catalogue.entry(name).is_some());
-        let stem = std::path::Path::new(&own.model).file_stem();
-        let is_own = name == own.model || (!in_catalogue(&own.model) && stem.is_some_and(|stem| stem == name));
+        let is_own = name == own.model || (!in_catalogue(&own.model) && super::model_name(&own.model) == name);
         let wanted = if is_own {
             &own.model
         } else if in_catalogue(name) {

@@ -80,7 +80,8 @@ pub struct ModelSettings {
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd].
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
-    /// A name of the catalogue (`detoxd model list`), a folder in Hugging Face layout, or a GGUF file.
+    /// A name of the catalogue (`detoxd model list`), a folder in Hugging Face layout, a GGUF file, or a hub id: `owner/name`,
+    /// `owner/name@revision`, `owner/name:file.gguf`.
     #[arg(long, env = "DETOXD_MODEL", value_name = "MODEL", default_value = "smollm2-135m")]
     pub model: String,
     /// Adapter that rewrites. `auto`: for `serve` what was activated last, at first and for other commands the one shipped for the

@@ -1,10 +1,10 @@
 //! Sampling a rewriter and sorting what it says.
 
-use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::llm::LlmError;
+use super::output::{Anchor, Output};
 use super::sort::{Criteria, sort};
 use crate::engine::{Engine, EngineError, Generation, Sampling};
 use crate::model::lora::LoraModel;
@@ -24,6 +24,22 @@ pub enum GenerateError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is something in the output already.
+    #[error("{0} has something in it; go on with it by --resume, or name another file")]
+    Exists(String),
+    /// The output was made of something else.
+    #[error("{path} can't be gone on with: line {line} {reason}; name another file")]
+    Foreign {
+        /// The file.
+        path: String,
+        /// The line.
+        line: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// No answers came.
+    #[error(transparent)]
+    Llm(#[from] LlmError),
     /// The model could not be run.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -62,48 +78,66 @@ pub struct SetGenerator {
     pub similarity: Arc<dyn Similarity>,
 }
 
-/// What was read of one line of an earlier run.
-#[derive(serde::Deserialize)]
-struct Made {
-    anchor: String,
+/// What became of the sources.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RewriteSummary {
+    /// Sources.
+    pub sources: usize,
+    /// Sources that an earlier run had done.
+    pub resumed: usize,
+    /// Different samples.
+    pub samples: usize,
+    /// Sets written; the other sources had no positive.
+    pub written: usize,
+    /// Positives in the sets.
+    pub positives: usize,
+    /// Negatives in the sets, the sources among them.
+    pub negatives: usize,
 }
 
 impl SetGenerator {
-    /// Appends a set for each example to `out`, in order; examples up to the last one that has a set there are not sampled
-    /// again. `report` is told how many examples are done.
+    /// Appends a set for each example to `out`, in order; `first` is the number of the first one. With `resume`, examples up to the last one that
+    /// has a set there are not sampled again. `report` is told how many examples are done.
     ///
     /// # Errors
     /// When the output cannot be written or the model fails; what was written stays.
     pub async fn run(
         self: Arc<Self>,
         examples: &[Example],
+        first: usize,
         out: &Path,
+        resume: bool,
         mut report: impl FnMut(usize),
-    ) -> Result<(), GenerateError> {
-        let io = |source| GenerateError::Io {
-            path: out.display().to_string(),
-            source,
+    ) -> Result<RewriteSummary, GenerateError> {
+        let anchors: Vec<Anchor> = (first..)
+            .zip(examples)
+            .map(|(number, example)| Anchor {
+                number,
+                text: example.anchor.clone(),
+            })
+            .collect();
+        let (mut output, last) = Output::open(out, &anchors, resume)?;
+        let done = anchors.partition_point(|anchor| anchor.number <= last);
+        let mut summary = RewriteSummary {
+            sources: examples.len(),
+            resumed: done,
+            ..RewriteSummary::default()
         };
-        let done = match last_anchor(out).map_err(io)? {
-            Some(anchor) => examples
-                .iter()
-                .rposition(|example| example.anchor == anchor)
-                .map_or(0, |index| index + 1),
-            None => 0,
-        };
-        let mut file = OpenOptions::new().create(true).append(true).open(out).map_err(io)?;
-        for (chunk_index, chunk) in examples[done..].chunks(self.in_flight.max(1)).enumerate() {
-            let first = done + chunk_index * self.in_flight.max(1);
+        report(done);
+        let at_once = self.in_flight.max(1);
+        for (chunk_index, chunk) in examples[done..].chunks(at_once).enumerate() {
+            let start = done + chunk_index * at_once;
             let tasks: Vec<_> = chunk
                 .iter()
-                .enumerate()
-                .map(|(offset, example)| {
-                    let (this, example) = (self.clone(), example.clone());
-                    tokio::spawn(async move { this.sample(&example.anchor, (first + offset) as u64).await })
+                .zip(&anchors[start..])
+                .map(|(example, anchor)| {
+                    let (this, source, number) = (self.clone(), example.anchor.clone(), anchor.number as u64);
+                    tokio::spawn(async move { this.sample(&source, number).await })
                 })
                 .collect();
-            for (example, task) in chunk.iter().zip(tasks) {
+            for ((example, anchor), task) in chunk.iter().zip(&anchors[start..]).zip(tasks) {
                 let samples = task.await.map_err(|_| GenerateError::Broken)??;
+                summary.samples += samples.len();
                 let set = sort(
                     &example.anchor,
                     &example.positives,
@@ -113,14 +147,15 @@ impl SetGenerator {
                     &*self.similarity,
                 );
                 if let Some(set) = set {
-                    let line = serde_json::to_string(&set)?;
-                    writeln!(file, "{line}").map_err(io)?;
+                    output.write(anchor.number, &set)?;
+                    summary.written += 1;
+                    summary.positives += set.positives.len();
+                    summary.negatives += set.negatives.len();
                 }
             }
-            file.flush().map_err(io)?;
-            report(first + chunk.len());
+            report(start + chunk.len());
         }
-        Ok(())
+        Ok(summary)
     }
 
     async fn sample(&self, source: &str, number: u64) -> Result<Vec<String>, GenerateError> {
@@ -147,27 +182,4 @@ impl SetGenerator {
         }
         Ok(texts)
     }
-}
-
-/// The anchor of the last complete line; a line cut short by an interruption is removed.
-fn last_anchor(path: &Path) -> std::io::Result<Option<String>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut reader = BufReader::new(file);
-    let (mut last, mut good, mut line) = (None, 0u64, String::new());
-    while reader.read_line(&mut line)? > 0 {
-        match serde_json::from_str::<Made>(&line) {
-            Ok(made) if line.ends_with('\n') => {
-                good += line.len() as u64;
-                last = Some(made.anchor);
-            }
-            _ => break,
-        }
-        line.clear();
-    }
-    OpenOptions::new().write(true).open(path)?.set_len(good)?;
-    Ok(last)
 }

@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: the shape of a model and what differs between families; `layout`: what their tensors are called;
 //!   [`weights`]: where a model's tensors come from (GGUF, Hugging Face folders); [`catalogue`]: models known by name and how to
-//!   fetch them; [`tokenizer`]: text to token ids and back.
+//!   fetch them; [`tokenizer`]: text to token ids and back; [`chat`]: the template of a conversation that comes with a model.
 //! - [`kernels`]: loops over slices, chosen at run time for the processor; [`ops`]: those loops as candle operations
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
 //! - [`layers`]: what a block is made of; [`decoder`]: the blocks; `pass`: a training step's way through them, there and
@@ -11,11 +11,12 @@
 //! - [`lora`]: adapters in PEFT's file layout; [`merge`](mod@merge): one put into its base for good; [`whole`]: a decoder that is itself
 //!   trained, from random weights to files.
 //!
-//! What does not live here: sampling and batching (`engine`), losses (`train`), and anything about prompts.
+//! What does not live here: sampling and batching (`engine`), losses (`train`), and what a prompt says.
 //! **Invariant:** after loading, nothing in this room reads a file.
 
 mod build;
 pub mod catalogue;
+pub mod chat;
 pub mod config;
 pub mod decoder;
 pub mod fingerprint;

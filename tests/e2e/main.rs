@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 mod clients;
 mod evaluate;
+mod generate;
 mod health;
+mod hub;
 mod jobs;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");
@@ -23,6 +25,22 @@ fn detoxd(arguments: &[&str]) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// Serves on a thread of its own until the tests end.
+fn serving(listener: std::net::TcpListener, router: axum::Router) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            listener.set_nonblocking(true).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            axum::serve(listener, router).await.unwrap();
+        });
+    });
 }
 
 fn rewrite(arguments: &[&str], input: &[u8]) -> Output {

@@ -2,6 +2,7 @@
 //! each other. The `record_*.py` beside the recordings are the programs that wrote them.
 //!
 //! - `tokenizer`: ids; `logits`, `train_step`, `objectives`: recorded by transformers, PEFT and PyTorch on `llama-tiny`;
+//! - `chat`: chat templates rendered and tokenised by transformers;
 //! - `cached`, `packed`: caches and shared prompts against whole sequences; `gradients`: against finite differences;
 //! - `policy`: runs that compare with their beginning, or learn from their own texts;
 //! - `adapters`: PEFT's files, good and bad; `merged`: one put into its base; `resume`: an interrupted run against an unbroken one;
@@ -12,6 +13,7 @@
 
 mod adapters;
 mod cached;
+mod chat;
 mod engine;
 mod families;
 mod four_bit;

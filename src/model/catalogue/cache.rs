@@ -248,16 +248,22 @@ pub(super) struct Lock(#[expect(dead_code, reason = "held for its drop")] File);
 impl Lock {
     /// Makes the folder if need be, and waits for another holder.
     pub fn acquire(folder: &Path) -> Result<Self, CacheError> {
-        fs::create_dir_all(folder).map_err(CacheError::io("creating", folder))?;
-        let path = folder.join(".lock");
-        let file = File::create(&path).map_err(CacheError::io("creating", &path))?;
+        Self::at(&folder.join(".lock"))
+    }
+
+    /// By a file of its own, whose folder is made if need be.
+    pub fn at(path: &Path) -> Result<Self, CacheError> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(CacheError::io("creating", folder))?;
+        }
+        let file = File::create(path).map_err(CacheError::io("creating", path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                tracing::info!(folder = %folder.display(), "another process is fetching this model, waiting for it");
-                file.lock().map_err(CacheError::io("locking", &path))?;
+                tracing::info!(lock = %path.display(), "another process is fetching this model, waiting for it");
+                file.lock().map_err(CacheError::io("locking", path))?;
             }
-            Err(TryLockError::Error(error)) => return Err(CacheError::io("locking", &path)(error)),
+            Err(TryLockError::Error(error)) => return Err(CacheError::io("locking", path)(error)),
         }
         Ok(Self(file))
     }

@@ -2,18 +2,14 @@
 
 use std::{
     io::{Read, Write},
-    path::Path,
     time::Duration,
 };
 
-use ureq::{
-    Agent,
-    http::header,
-    tls::{PemItem, RootCerts, TlsConfig, parse_pem},
-};
+use ureq::{Agent, config::RedirectAuthHeaders, http::header};
 
 use super::progress::Meter;
 use super::pull::Network;
+use crate::outgoing::{self, CertificatesError};
 
 /// Short: without a route to the hub, the next source should have its turn soon.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -43,10 +39,23 @@ pub(super) enum HubError {
         bytes: u64,
         source: std::io::Error,
     },
+    #[error("{url} gave no list of files; HF_ENDPOINT must be the address of a hub")]
+    NoListing { url: String },
     #[error("writing what came: {0}")]
     Write(std::io::Error),
-    #[error("the certificates in {path}: {reason}")]
-    Certificates { path: String, reason: String },
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+}
+
+impl HubError {
+    /// Whether the hub said nothing, or only that it can't answer now: what was fetched before may serve.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::BrokeOff { .. } => true,
+            Self::Status { status, .. } => *status == 429 || *status >= 500,
+            _ => false,
+        }
+    }
 }
 
 /// Why a file of a repository could not be had.
@@ -77,7 +86,7 @@ pub fn read_from_hub(
 pub(super) struct Hub {
     /// Base address, without a slash at its end.
     pub endpoint: String,
-    /// Sent to the endpoint only, never to where it redirects.
+    /// Sent to the endpoint only, never to another host to which it redirects.
     pub token: Option<String>,
     pub offline: bool,
     /// A PEM file of certificate authorities to trust instead of the built-in ones (a proxy that opens TLS has its own).
@@ -91,27 +100,43 @@ impl Hub {
 
     /// Writes the body at `url` to `sink`. `expected` is its size in bytes.
     pub fn fetch(&self, url: &str, expected: u64, sink: &mut impl Write, meter: &mut Meter) -> Result<(), HubError> {
+        self.fetch_rest(url, 0, expected, sink, meter)
+    }
+
+    /// Writes the body at `url` from byte `start` on to `sink`. `expected` is the size of the whole in bytes.
+    pub fn fetch_rest(
+        &self,
+        url: &str,
+        start: u64,
+        expected: u64,
+        sink: &mut impl Write,
+        meter: &mut Meter,
+    ) -> Result<(), HubError> {
         let url = url.to_owned();
-        let response = self.get(&url)?;
+        let response = self.get_from(&url, start)?;
+        // A server that knows no ranges sends the whole: what is there already is passed over.
+        let mut skip = if response.status() == 206 { 0 } else { start };
         if let Some(found) = response.body().content_length()
-            && found != expected
+            && found != expected - start + skip
         {
             return Err(HubError::Size { url, found, expected });
         }
         let mut reader = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 16];
-        let mut bytes = 0;
+        let mut bytes = start;
         loop {
             let read = match reader.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(source) => return Err(HubError::BrokeOff { url, bytes, source }),
             };
-            bytes += read as u64;
+            let passed = (skip.min(read as u64)) as usize;
+            skip -= passed as u64;
+            bytes += (read - passed) as u64;
             if bytes > expected {
                 break;
             }
-            sink.write_all(&buffer[..read]).map_err(HubError::Write)?;
+            sink.write_all(&buffer[passed..read]).map_err(HubError::Write)?;
             meter.set(bytes);
         }
         if bytes != expected {
@@ -150,6 +175,10 @@ impl Hub {
     }
 
     fn get(&self, url: &str) -> Result<ureq::http::Response<ureq::Body>, HubError> {
+        self.get_from(url, 0)
+    }
+
+    fn get_from(&self, url: &str, start: u64) -> Result<ureq::http::Response<ureq::Body>, HubError> {
         let url = url.to_owned();
         if self.offline {
             return Err(HubError::Offline);
@@ -157,6 +186,9 @@ impl Hub {
         let mut request = self.agent()?.get(&url);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if start > 0 {
+            request = request.header(header::RANGE, format!("bytes={start}-"));
         }
         match request.call() {
             Ok(response) => Ok(response),
@@ -173,39 +205,19 @@ impl Hub {
     }
 
     fn agent(&self) -> Result<Agent, HubError> {
-        let roots = match &self.certificates {
-            Some(path) => certificates(path)?,
-            None => RootCerts::WebPki,
-        };
         // Proxies: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY are ureq's default.
         let config = Agent::config_builder()
-            .user_agent(concat!("detoxd/", env!("CARGO_PKG_VERSION")))
+            .user_agent(outgoing::USER_AGENT)
             // As it is: the size is compared with what is announced.
             .accept_encoding("identity")
+            // A hub sends from a name to another on itself, and to other hosts for large files.
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .timeout_resolve(Some(CONNECT))
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(STALL))
             .timeout_per_read(Some(STALL))
-            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .tls_config(outgoing::tls(self.certificates.as_deref())?)
             .build();
         Ok(config.into())
     }
-}
-
-fn certificates(path: &Path) -> Result<RootCerts, HubError> {
-    let wrong = |reason: String| HubError::Certificates {
-        path: path.display().to_string(),
-        reason,
-    };
-    let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    let certificates: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if certificates.is_empty() {
-        return Err(wrong("no certificate in it".to_owned()));
-    }
-    Ok(certificates.into())
 }

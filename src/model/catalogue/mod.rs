@@ -1,7 +1,8 @@
 //! Which models can be had by name, where from, and where they are kept.
 //!
 //! The catalogue is `assets/catalogue.toml`, built into the binary. [`pull()`] fetches a model into the cache folder,
-//! [`cached`] finds it there, [`import`] puts a file there that came by another way.
+//! [`cached`] finds it there, [`import`] puts a file there that came by another way. Models of a hub that the catalogue does not name are
+//! had by their id ([`HubId`], [`fetch_from_hub`]), from the cache that the hub's own tools use.
 //!
 //! Everything here blocks (HTTP, pip, hashing); an async caller uses a blocking thread. Nothing here reads a model:
 //! a file is bytes with a checksum.
@@ -10,9 +11,11 @@ mod cache;
 mod checksum;
 mod entry;
 mod hub;
+mod hub_id;
 mod pip;
 mod progress;
 mod pull;
+mod repository;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +25,10 @@ pub use cache::{CacheError, cache_dir, import, location, verify};
 pub use checksum::Checksum;
 pub use entry::{Catalogue, CatalogueError, Entry, ModelFile, Source};
 pub use hub::{HubFailure, read_from_hub};
+pub use hub_id::{HubId, NotAHubId};
 pub use progress::Progress;
 pub use pull::{Attempt, Exhausted, Network, PullError};
+pub use repository::{RepositoryError, fetch as fetch_from_hub};
 
 /// The path of a model in the default cache folder, if it is there and was found to be the right one.
 ///

@@ -17,31 +17,52 @@ use super::{
     pip::{self, PipError},
     progress::Meter,
 };
+use crate::outgoing;
 
 /// How to reach the sources.
 #[derive(Debug, Clone)]
 pub struct Network {
     pub(super) hub: Hub,
+    /// Where models of a hub are kept; `None` where there is no home folder to keep them in.
+    pub(super) hub_cache: Option<PathBuf>,
     /// Ways to call pip, in the order to try.
     pub(super) pip: Vec<Vec<OsString>>,
 }
 
 impl Network {
-    /// From the variables that the hub's own tools use: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`; `SSL_CERT_FILE` for the
-    /// certificate authorities, `HTTPS_PROXY` and its kin for proxies. pip has its own configuration.
+    /// From the variables that the hub's own tools use: `HF_ENDPOINT`, `HF_HUB_OFFLINE`; `HF_TOKEN`, else the file of `HF_TOKEN_PATH` or
+    /// `HF_HOME/token`; `HF_HUB_CACHE`, else `HF_HOME/hub`. `SSL_CERT_FILE` for the certificate authorities, `HTTPS_PROXY` and its kin for
+    /// proxies. pip has its own configuration.
     pub fn from_env() -> Self {
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let path = |name| set(name).map(PathBuf::from);
+        let home = path("HF_HOME").or_else(|| {
+            let cache = path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+            Some(cache?.join("huggingface"))
+        });
+        let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
+        let token_file = path("HF_TOKEN_PATH").or_else(|| in_home("token"));
+        let written = || std::fs::read_to_string(token_file?).ok();
+        let token = set("HF_TOKEN").or_else(written).map(|token| token.trim().to_owned());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let yes = ["1", "true", "yes", "on"];
         Self {
             hub: Hub {
                 endpoint: endpoint.trim_end_matches('/').to_owned(),
-                token: set("HF_TOKEN"),
+                token: token.filter(|token| !token.is_empty()),
                 offline: set("HF_HUB_OFFLINE").is_some_and(|value| yes.contains(&value.to_ascii_lowercase().as_str())),
-                certificates: set("SSL_CERT_FILE").map(PathBuf::from),
+                certificates: outgoing::certificates_from_env(),
             },
+            hub_cache: path("HF_HUB_CACHE")
+                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+                .or_else(|| in_home("hub")),
             pip: pip::commands(),
         }
+    }
+
+    /// Where models of a hub are kept.
+    pub(super) fn hub_cache(&self) -> Result<&Path, CacheError> {
+        self.hub_cache.as_deref().ok_or(CacheError::NoHome)
     }
 }
 

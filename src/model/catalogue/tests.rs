@@ -181,6 +181,7 @@ fn network(endpoint: &str, pip: Vec<OsString>) -> Network {
             offline: false,
             certificates: None,
         },
+        hub_cache: None,
         pip: vec![pip],
     }
 }

@@ -9,6 +9,7 @@
 mod sentence_piece;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
@@ -94,6 +95,8 @@ const KNOWN_PRE: &str = "smollm, gpt-2, default, llama-bpe, qwen2, falcon";
 pub struct TextTokenizer {
     inner: Tokenizer,
     leading: Vec<u32>,
+    /// Obeys the names of control tokens; made when it is first asked for.
+    obeying: OnceLock<Tokenizer>,
 }
 
 impl TextTokenizer {
@@ -152,7 +155,11 @@ impl TextTokenizer {
 
     fn new(mut inner: Tokenizer, leading: Vec<u32>) -> Self {
         inner.set_encode_special_tokens(true);
-        Self { inner, leading }
+        Self {
+            inner,
+            leading,
+            obeying: OnceLock::new(),
+        }
     }
 
     /// The ids of `text` as plain text: nothing is put before or after it, and the name of a
@@ -160,6 +167,30 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, false).map_err(TokenizerError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a prompt in which the names of control tokens stand for these tokens. For what code wrote, never for what a user did.
+    pub fn encode_with_control(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
+        let obeying = self.obeying.get_or_init(|| {
+            let mut obeying = self.inner.clone();
+            obeying.set_encode_special_tokens(false);
+            obeying
+        });
+        let encoding = obeying.encode_fast(prompt, false).map_err(TokenizerError::Encode)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Names and ids of the control tokens.
+    pub fn control_tokens(&self) -> Vec<(String, u32)> {
+        let mut tokens: Vec<(String, u32)> = self
+            .inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        tokens.sort_by_key(|(_, id)| *id);
+        tokens
     }
 
     /// The text of `ids`; control tokens give nothing, bytes that are no UTF-8 give U+FFFD.

@@ -15,6 +15,7 @@ use memmap2::Mmap;
 
 use super::ModelError;
 use super::build::build;
+use super::chat::ChatTemplate;
 use super::config::DecoderConfig;
 use super::decoder::Decoder;
 use super::tokenizer::TextTokenizer;
@@ -93,6 +94,17 @@ impl ModelFiles {
             what: "tokenizer",
             reason: error.to_string(),
         })
+    }
+
+    /// The chat template that comes with the model, if one does.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, ModelError> {
+        match &self.source {
+            Source::Gguf { content, .. } => ChatTemplate::from_gguf(content, &self.path),
+            Source::Folder { folder, .. } => ChatTemplate::from_folder(folder),
+        }
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {

@@ -30,7 +30,7 @@ pub(super) struct Entry {
 }
 
 impl Shards {
-    /// Maps every `.safetensors` file of the folder.
+    /// Maps every `.safetensors` file of the folder; `consolidated*`, the same weights in another layout, only where there is no other.
     ///
     /// # Errors
     /// When there is none, or one is malformed.
@@ -41,6 +41,13 @@ impl Shards {
             .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
             .collect();
         paths.sort();
+        let is_copy = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with("consolidated")
+        };
+        if !paths.iter().all(is_copy) {
+            paths.retain(|path| !is_copy(path));
+        }
         let malformed = |path: &Path, what, reason: String| ModelError::Format {
             path: path.display().to_string(),
             what,
