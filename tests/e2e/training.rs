@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -76,6 +78,63 @@ fn every_objective_and_preset_trains_and_leaves_a_whole_folder() {
             assert!(run.join(part).exists(), "{objective}, {preset}: no {part}");
         }
     }
+}
+
+/// Killed without a warning at moments that no step knows of, checkpoints after every step: what is left is always a run to go on with.
+#[test]
+fn a_run_that_is_killed_at_any_moment_ends_with_the_adapter_of_an_unbroken_one() {
+    let flags = [
+        "--epochs",
+        "1000",
+        "--max-steps",
+        "60",
+        "--checkpoint-minutes",
+        "0",
+        "--lora-dropout",
+        "0.1",
+    ];
+    let adapter = |folder: &Path| fs::read(folder.join("run/adapter/adapter_model.safetensors")).unwrap();
+    let unbroken = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let (trained, message) = train(unbroken.path(), &flags);
+    assert!(trained, "{message}");
+    let whole = start.elapsed();
+
+    let killed = tempfile::tempdir().unwrap();
+    let (data, run) = (killed.path().join("data.jsonl"), killed.path().join("run"));
+    fs::write(&data, SETS).unwrap();
+    let mut kills = 0;
+    for share in [0.13, 0.29, 0.37, 0.51, 0.43, 0.61, 0.23] {
+        let paths = ["--data", data.to_str().unwrap(), "--out", run.to_str().unwrap()];
+        let mut child = detoxd(&["train", "--model", MODEL, "--dtype", "f32", "--warmup-steps", "1"])
+            .args(paths)
+            .args(flags)
+            .arg("--resume")
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(whole.mul_f64(share));
+        // SIGKILL.
+        child.kill().unwrap();
+        kills += usize::from(!child.wait().unwrap().success());
+    }
+    assert!(kills > 2, "the run was over before it could be killed");
+    let resumed: Vec<&str> = flags.iter().copied().chain(["--resume"]).collect();
+    let (trained, message) = train(killed.path(), &resumed);
+    assert!(trained, "{message}");
+    assert!(
+        adapter(killed.path()) == adapter(unbroken.path()),
+        "the adapters differ"
+    );
+    let steps = |folder: &Path| -> Vec<Value> {
+        let log = fs::read_to_string(folder.join("run/loss.jsonl")).unwrap();
+        let line = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+        log.lines()
+            .map(line)
+            .map(|line| serde_json::json!([line["step"], line["loss"]]))
+            .collect()
+    };
+    assert_eq!(steps(killed.path()), steps(unbroken.path()));
 }
 
 #[test]
