@@ -72,7 +72,9 @@ impl AdapterFiles {
                 )));
             }
             let values: usize = tensor.shape().iter().product();
-            bytes += (values * DType::F32.size_in_bytes()) as u64;
+            // Serving makes a transposed copy of each second matrix.
+            let copies = 1 + usize::from(name.contains("lora_B"));
+            bytes += (copies * values * DType::F32.size_in_bytes()) as u64;
         }
         Ok(Claim { bytes, rank: config.r })
     }

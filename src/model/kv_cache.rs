@@ -1,5 +1,6 @@
 //! What serving remembers of a sequence: rotated keys and values of every layer.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
@@ -49,12 +50,12 @@ impl KvCache {
 
     /// Tokens held, the prefix included; the position of the next token.
     pub fn positions(&self) -> usize {
-        self.len + self.prefix.as_ref().map_or(0, |prefix| prefix.len)
+        self.len + self.prefix_len()
     }
 
     /// Forgets all but the first `positions` tokens; the prefix is never shortened.
     pub fn truncate(&mut self, positions: usize) {
-        let keep = positions.saturating_sub(self.prefix.as_ref().map_or(0, |prefix| prefix.len));
+        let keep = positions.saturating_sub(self.prefix_len());
         if keep < self.len {
             for layer in &mut self.layers {
                 let row = layer.keys.len() / self.len;
@@ -63,6 +64,53 @@ impl KvCache {
             }
             self.len = keep;
         }
+    }
+
+    /// Appends what `other` holds of these positions, so that they need not be computed again; its prefix is not looked into.
+    ///
+    /// # Errors
+    /// When they do not follow this cache's last position, or `other` does not hold them itself: keys are rotated by their position.
+    pub fn extend_from(&mut self, other: &Self, positions: Range<usize>) -> Result<()> {
+        let first = other.prefix_len();
+        if positions.start != self.positions() || positions.start < first || positions.end > other.positions() {
+            bail!(
+                "positions {positions:?} of a cache of {first}..{} do not continue one of {}",
+                other.positions(),
+                self.positions()
+            )
+        }
+        if !positions.is_empty() {
+            for (layer, from) in self.layers.iter_mut().zip(&other.layers) {
+                let row = from.keys.len() / other.len;
+                let values = (positions.start - first) * row..(positions.end - first) * row;
+                layer.keys.extend_from_slice(&from.keys[values.clone()]);
+                layer.values.extend_from_slice(&from.values[values]);
+            }
+            self.len += positions.len();
+        }
+        Ok(())
+    }
+
+    /// Another continuation of the same prefix, as far as `positions`, with room for `capacity` tokens of its own.
+    ///
+    /// # Errors
+    /// When it holds fewer.
+    pub fn fork(&self, positions: usize, config: &DecoderConfig, capacity: usize) -> Result<Self> {
+        let mut fork = Self {
+            prefix: self.prefix.clone(),
+            ..Self::new(config, capacity)
+        };
+        fork.extend_from(self, fork.positions()..positions)?;
+        Ok(fork)
+    }
+
+    /// Bytes that a token takes.
+    pub fn bytes_per_token(config: &DecoderConfig) -> usize {
+        2 * config.num_layers * config.num_kv_heads * config.head_dim * size_of::<f32>()
+    }
+
+    fn prefix_len(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |prefix| prefix.len)
     }
 
     /// Bytes held, the prefix not included.

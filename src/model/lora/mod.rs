@@ -7,7 +7,7 @@ mod settings;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 
 use super::layers::Projection;
 use super::layout::{self, HEAD};
-use super::ops::LoraPart;
+use super::ops::{self, LoraPart};
 use super::{DecoderConfig, ModelError};
 pub use settings::{ALL_LINEAR, LoraConfig, MODULES, read_config};
 
@@ -35,10 +35,26 @@ pub struct LoraGroup {
     pub b: Tensor,
     /// Where each module's update goes.
     pub parts: Arc<[LoraPart]>,
+    /// `B` as serving reads it, made when it is first asked for; none where `A` and `B` may change.
+    turned: Option<Arc<OnceLock<Vec<f32>>>>,
     /// Full names of the modules.
     modules: Vec<String>,
     /// Where the rows of `B` stand in another order in the file: which of them comes next there.
     saved_rows: Option<Arc<[u32]>>,
+}
+
+impl LoraGroup {
+    /// Each part's rows of `B`, transposed; none where they may change, or lie on another device.
+    pub(super) fn turned_b(&self) -> Option<&[f32]> {
+        let turned = self.turned.as_ref()?;
+        match turned.get() {
+            Some(turned) => Some(turned),
+            None => {
+                let made = ops::turn(&self.b, &self.parts).ok()?;
+                Some(turned.get_or_init(|| made))
+            }
+        }
+    }
 }
 
 impl LoraModel {
@@ -159,6 +175,7 @@ impl LoraModel {
         for group in self.groups.values_mut() {
             group.a = Var::from_tensor(&group.a)?.into_inner();
             group.b = Var::from_tensor(&group.b)?.into_inner();
+            group.turned = None;
         }
         Ok(self)
     }
@@ -169,6 +186,7 @@ impl LoraModel {
             let group = LoraGroup {
                 a: group.a.detach(),
                 b: group.b.detach(),
+                turned: None,
                 ..group.clone()
             };
             (*key, group)
@@ -226,11 +244,11 @@ impl LoraModel {
         &self.config
     }
 
-    /// Bytes of its tensors.
+    /// Bytes of its tensors, and of the transposed copies that serving makes.
     pub fn bytes(&self) -> usize {
         self.groups
             .values()
-            .map(|group| (group.a.elem_count() + group.b.elem_count()) * size_of::<f32>())
+            .map(|group| (group.a.elem_count() + 2 * group.b.elem_count()) * size_of::<f32>())
             .sum()
     }
 
@@ -279,6 +297,7 @@ impl LoraModel {
                     a: Tensor::cat(&a, 0)?,
                     b: Tensor::cat(&b, 0)?,
                     parts: parts.into(),
+                    turned: Some(Arc::default()),
                     modules,
                     saved_rows,
                 };

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::super::kernels::gemm::{MatrixView, gemm};
 use super::super::layers::Weight;
-use super::{Dropout, values, with_values};
+use super::{Dropout, low_rank, values, with_values};
 
 /// One updated part of a (fused) projection: output columns `rows` get `scale * (x · A[rank]ᵀ) · B[b_rows]ᵀ`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub struct LowRankUpdate<'a> {
     pub a: &'a Tensor,
     /// Stacked `B [Σ rows, rank]`.
     pub b: &'a Tensor,
+    /// The parts' rows of `B`, each transposed, where they are at hand.
+    pub turned_b: Option<&'a [f32]>,
     /// What each part updates.
     pub parts: &'a [LoraPart],
     /// Factor on the update.
@@ -111,6 +113,42 @@ pub struct LowRankUpdate<'a> {
 }
 
 impl LowRankUpdate<'_> {
+    /// Adds it to its rows of the result `[rows, out]`, from its rows of the input.
+    fn add_to(&self, out: &mut [f32], x: &[f32], in_size: usize) -> Result<()> {
+        let (ranks, a_in) = self.a.dims2()?;
+        if a_in != in_size {
+            bail!("an adapter of {a_in} values got {in_size}")
+        }
+        let m = self.rows.len();
+        let mut hidden = vec![0f32; m * ranks];
+        with_values(self.a, |a| {
+            low_rank::project(x, a, m, ranks, in_size, &mut hidden);
+            Ok(())
+        })?;
+        let turned;
+        let b = match self.turned_b {
+            Some(b) => b,
+            None => {
+                turned = turn(self.b, self.parts)?;
+                &turned
+            }
+        };
+        let out_width = out.len() / m.max(1);
+        for part in self.parts {
+            let rank = part.rank.len();
+            let spread = low_rank::Spread {
+                hidden: &hidden,
+                ranks,
+                first: part.rank.start,
+                b: &b[part.b_rows.start * rank..part.b_rows.end * rank],
+                rank,
+                scale: self.scale,
+            };
+            spread.add_to(out, out_width, part.rows.start);
+        }
+        Ok(())
+    }
+
     /// The same for a part of the batch, whose first row becomes row 0; `None` when it has no row there.
     pub(super) fn within(&self, batch: Range<usize>) -> Option<Self> {
         let (start, end) = (self.rows.start.max(batch.start), self.rows.end.min(batch.end));
@@ -121,7 +159,8 @@ impl LowRankUpdate<'_> {
     }
 }
 
-/// `x · Wᵀ` with a different low-rank update for each span of rows; for serving, not differentiable.
+/// `x · Wᵀ` with a different low-rank update for each span of rows; for serving, not differentiable. On the CPU a row's result does not
+/// depend on the other rows, to the bit, but for weights in blocks.
 ///
 /// # Errors
 /// When the shapes do not fit.
@@ -151,18 +190,17 @@ pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'
     }
     let mut out = vec![0f32; tokens * out_size];
     with_values(x, |x| {
-        weight.project(x, tokens, &mut out)?;
+        match &**weight {
+            Weight::Dense(weight) => with_values(weight, |weight| {
+                low_rank::project(x, weight, tokens, out_size, in_size, &mut out);
+                Ok(())
+            })?,
+            weight => weight.project(x, tokens, &mut out)?,
+        }
         for update in updates {
             let x = &x[update.rows.start * in_size..update.rows.end * in_size];
             let out = &mut out[update.rows.start * out_size..update.rows.end * out_size];
-            with_values(update.a, |a| {
-                with_values(update.b, |b| {
-                    let tokens = update.rows.len();
-                    let mut hidden = vec![0f32; tokens * (a.len() / in_size.max(1))];
-                    add_low_rank(out, &mut hidden, x, a, b, tokens, update.parts, update.scale, None);
-                    Ok(())
-                })
-            })?;
+            update.add_to(out, x, in_size)?;
         }
         Ok(())
     })?;
@@ -236,6 +274,27 @@ pub(super) fn add_masked(
     gemm(&mut update, width, false, 1.0, dhidden, a);
     dropout.apply(&mut update, first * width);
     dx.iter_mut().zip(&update).for_each(|(dx, update)| *dx += update);
+}
+
+/// Each part's rows of `B`, transposed, in the place where the part has them.
+///
+/// # Errors
+/// When it is not on the CPU.
+pub(crate) fn turn(b: &Tensor, parts: &[LoraPart]) -> Result<Vec<f32>> {
+    with_values(b, |b| {
+        let mut all = Vec::with_capacity(b.len());
+        let mut part_of_all = Vec::new();
+        for part in parts {
+            let rank = part.rank.len();
+            low_rank::transpose(
+                &b[part.b_rows.start * rank..part.b_rows.end * rank],
+                rank,
+                &mut part_of_all,
+            );
+            all.extend_from_slice(&part_of_all);
+        }
+        Ok(all)
+    })
 }
 
 struct FrozenLinear {
