@@ -12,12 +12,14 @@ pub(super) struct FairQueue<T> {
     flows: HashMap<u64, Flow<T>>,
     /// Virtual start of the entry that was taken last.
     now: u64,
+    /// Entries so far: of those that start at the same time the first to come is next.
+    arrived: u64,
 }
 
 #[derive(Debug)]
 struct Flow<T> {
-    /// Virtual start and entry.
-    waiting: VecDeque<(u64, T)>,
+    /// Virtual start, number and entry.
+    waiting: VecDeque<(u64, u64, T)>,
     /// Virtual end of the last entry.
     end: u64,
 }
@@ -27,6 +29,7 @@ impl<T> FairQueue<T> {
         Self {
             flows: HashMap::new(),
             now: 0,
+            arrived: 0,
         }
     }
 
@@ -38,7 +41,8 @@ impl<T> FairQueue<T> {
         });
         let start = flow.end.max(self.now);
         flow.end = start.saturating_add(cost as u64);
-        flow.waiting.push_back((start, entry));
+        self.arrived += 1;
+        flow.waiting.push_back((start, self.arrived, entry));
     }
 
     /// Takes the entry that is next among the keys that `may` go.
@@ -47,13 +51,13 @@ impl<T> FairQueue<T> {
             .flows
             .iter()
             .filter_map(|(key, flow)| {
-                let (start, entry) = flow.waiting.front()?;
-                may(*key, entry).then_some((*start, *key))
+                let (start, number, entry) = flow.waiting.front()?;
+                may(*key, entry).then_some((*start, *number, *key))
             })
             .min()?;
-        let (start, key) = next;
+        let (start, _, key) = next;
         self.now = self.now.max(start);
-        let (_, entry) = self.flows.get_mut(&key)?.waiting.pop_front()?;
+        let (_, _, entry) = self.flows.get_mut(&key)?.waiting.pop_front()?;
         self.forget();
         Some(entry)
     }
@@ -62,12 +66,12 @@ impl<T> FairQueue<T> {
     pub(super) fn take_out(&mut self, mut keep: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut out = Vec::new();
         for flow in self.flows.values_mut() {
-            if flow.waiting.iter().all(|(_, entry)| keep(entry)) {
+            if flow.waiting.iter().all(|(_, _, entry)| keep(entry)) {
                 continue;
             }
-            for (start, entry) in std::mem::take(&mut flow.waiting) {
+            for (start, number, entry) in std::mem::take(&mut flow.waiting) {
                 if keep(&entry) {
-                    flow.waiting.push_back((start, entry));
+                    flow.waiting.push_back((start, number, entry));
                 } else {
                     out.push(entry);
                 }
