@@ -72,9 +72,8 @@ impl AdapterFiles {
                 )));
             }
             let values: usize = tensor.shape().iter().product();
-            // Serving makes a transposed copy of each second matrix.
-            let copies = 1 + usize::from(name.contains("lora_B"));
-            bytes += (copies * values * DType::F32.size_in_bytes()) as u64;
+            // Serving makes a copy in the order in which it reads.
+            bytes += 2 * (values * DType::F32.size_in_bytes()) as u64;
         }
         Ok(Claim { bytes, rank: config.r })
     }

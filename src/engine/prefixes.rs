@@ -94,8 +94,10 @@ impl Prefixes {
         if prompt.len() < LEAST {
             return;
         }
-        let under = |entry: &Entry| entry.under.is(generation);
-        self.retain(|entry| !entry.under.is_gone() && !(under(entry) && prompt.starts_with(&entry.tokens)));
+        // What is a part of this one, or can't be asked for any more, makes room.
+        let is_needless =
+            |entry: &Entry| entry.under.is_gone() || (entry.under.is(generation) && prompt.starts_with(&entry.tokens));
+        self.retain(|entry| !is_needless(entry));
         self.tokens += prompt.len();
         self.entries.push_back(Entry {
             under: Under::of(generation),

@@ -1,15 +1,18 @@
 //! Drafts change the time that a text takes and nothing else: every token is the one that plain decoding writes, one token a step, one
 //! text at a time, whatever shares the batch.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use detoxd::engine::{Completion, Engine, EngineConfig, EngineError, Generation, Sampling};
 use detoxd::model::Decoder;
 use detoxd::model::kv_cache::{CachedSequence, KvCache};
 use detoxd::model::layers::{Adaptation, LoraSpan};
 use detoxd::model::lora::LoraModel;
-use detoxd::model::weights::Purpose;
+use detoxd::model::weights::{ModelFiles, Purpose};
+use detoxd::prompt::RewritePrompt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -382,4 +385,108 @@ async fn what_waits_too_long_hears_so_at_once() {
     assert!(matches!(late, Err(EngineError::DeadlinePassed)));
     assert!(!busy.is_finished(), "it waited for the batch");
     busy.abort();
+}
+
+/// Logits `[tokens, vocabulary]` of tokens that a cache takes up, to the bit.
+fn bits(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32]) -> Vec<u32> {
+    let logits = tiny::cached_logits(decoder, cache, tokens, Adaptation::Base);
+    let logits: Vec<f32> = logits.flatten_all().unwrap().to_vec1().unwrap();
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_cache_that_was_cut_forked_and_extended_is_as_one_that_was_filled_at_once() {
+    let decoder = tiny::tied();
+    let config = decoder.config();
+    let mut rng = StdRng::seed_from_u64(9);
+    for _ in 0..200 {
+        let text = tiny::sequences(&[24], rng.random()).remove(0);
+        let (prompt, rest) = text.split_at(rng.random_range(1..8));
+        let mut prefix = KvCache::new(config, prompt.len());
+        bits(&decoder, &mut prefix, prompt);
+        let prefix = Arc::new(prefix);
+        let mut cache = KvCache::continuing(prefix.clone(), config, 0);
+        let mut known = 0;
+        while known < rest.len() {
+            let next = rng.random_range(1..=4).min(rest.len() - known);
+            bits(&decoder, &mut cache, &rest[known..known + next]);
+            // Wrong tokens come and go.
+            let wrong = tiny::sequences(&[rng.random_range(1..5)], rng.random()).remove(0);
+            bits(&decoder, &mut cache, &wrong);
+            known += next;
+            let here = prompt.len() + known;
+            cache = match rng.random_range(0..3) {
+                0 => {
+                    cache.truncate(here);
+                    cache
+                }
+                1 => cache.fork(here, config, 3).unwrap(),
+                _ => {
+                    let mut other = KvCache::continuing(prefix.clone(), config, 0);
+                    other.extend_from(&cache, prompt.len()..here).unwrap();
+                    other
+                }
+            };
+            assert_eq!(cache.positions(), here);
+        }
+        let mut whole = KvCache::new(config, 24);
+        bits(&decoder, &mut whole, &text);
+        let probe = [5, 6, 7];
+        assert_eq!(bits(&decoder, &mut cache, &probe), bits(&decoder, &mut whole, &probe));
+        assert!(cache.extend_from(&whole, 0..2).is_err(), "not where it ends");
+        assert!(cache.fork(200, config, 0).is_err(), "more than it holds");
+        cache.truncate(0);
+        assert_eq!(cache.positions(), prompt.len(), "a prefix is not cut");
+    }
+}
+
+/// Every sentence of a file (a field `toxic` in each line) under the default adapter: drafts and a full batch against one by one.
+/// Runs where `DETOXD_TEST_BASE` names SmolLM2's GGUF file and `DETOXD_TEST_SENTENCES` the sentences.
+#[tokio::test(flavor = "multi_thread")]
+async fn real_sentences_are_rewritten_the_same() {
+    let (Some(base), Some(sentences)) = (crate::base_model(), std::env::var_os("DETOXD_TEST_SENTENCES")) else {
+        return;
+    };
+    let files = ModelFiles::open(&base).unwrap();
+    let tokenizer = files.tokenizer().unwrap();
+    let prompt = RewritePrompt::new(&tokenizer).unwrap();
+    let decoder = Arc::new(files.load(Purpose::ServeQuantized, &Device::Cpu).unwrap());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/adapters/smollm2-135m/default-1");
+    let adapter = Arc::new(LoraModel::load(&folder, decoder.config(), &Device::Cpu).unwrap());
+    let requests: Vec<Generation> = std::fs::read_to_string(sentences)
+        .unwrap()
+        .lines()
+        .enumerate()
+        .map(|(number, line)| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let source = tokenizer.encode(row["toxic"].as_str().unwrap().trim()).unwrap();
+            Generation {
+                prompt: prompt.tokens(&source),
+                end: prompt.end(),
+                max_new_tokens: source.len() + source.len() / 2 + 8,
+                candidates: 1 + number % 2,
+                sampling: Sampling {
+                    temperature: 0.8,
+                    top_p: 0.95,
+                    seed: number as u64,
+                },
+                adapter: Some((adapter.clone(), [1.0, 0.75, 1.25][number % 3])),
+                deadline: None,
+                draft: source,
+                fairness: number as u64 % 7,
+            }
+        })
+        .collect();
+    let (one_by_one, together) = (engine(&decoder, 0), engine(&decoder, 16));
+    let tasks: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (engine, request) = (together.clone(), request.clone());
+            tokio::spawn(async move { engine.generate(request).await.unwrap().completions })
+        })
+        .collect();
+    for (number, (task, request)) in tasks.into_iter().zip(&requests).enumerate() {
+        let want = one_by_one.generate(request.clone()).await.unwrap().completions;
+        assert_same(&task.await.unwrap(), &want, number);
+    }
 }

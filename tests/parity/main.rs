@@ -8,7 +8,8 @@
 //! - `families`: each family on a small model of it; `four_bit`: 4-bit weights against bitsandbytes and against dense ones;
 //! - `engine`: what the scheduler gives against a plain loop; `drafts`: that drafts change nothing.
 //!
-//! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
+//! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file; what needs sentences as well, where
+//! `DETOXD_TEST_SENTENCES` names a file of them.
 
 mod adapters;
 mod cached;

@@ -86,7 +86,7 @@ impl<'a> Adaptation<'a> {
                     rows: span.rows.clone(),
                     a: &group.a,
                     b: &group.b,
-                    turned_b: group.turned_b(),
+                    packed: group.packed(),
                     parts: &group.parts,
                     scale: span.adapter.scale() * span.strength,
                 })

@@ -35,8 +35,8 @@ pub struct LoraGroup {
     pub b: Tensor,
     /// Where each module's update goes.
     pub parts: Arc<[LoraPart]>,
-    /// `B` as serving reads it, made when it is first asked for; none where `A` and `B` may change.
-    turned: Option<Arc<OnceLock<Vec<f32>>>>,
+    /// `A` and `B` as serving reads them, made when first asked for; none where they may change.
+    packed: Option<Arc<OnceLock<ops::PackedUpdate>>>,
     /// Full names of the modules.
     modules: Vec<String>,
     /// Where the rows of `B` stand in another order in the file: which of them comes next there.
@@ -44,14 +44,14 @@ pub struct LoraGroup {
 }
 
 impl LoraGroup {
-    /// Each part's rows of `B`, transposed; none where they may change, or lie on another device.
-    pub(super) fn turned_b(&self) -> Option<&[f32]> {
-        let turned = self.turned.as_ref()?;
-        match turned.get() {
-            Some(turned) => Some(turned),
+    /// `A` and `B` as serving reads them; none where they may change, or lie on another device.
+    pub(super) fn packed(&self) -> Option<&ops::PackedUpdate> {
+        let packed = self.packed.as_ref()?;
+        match packed.get() {
+            Some(packed) => Some(packed),
             None => {
-                let made = ops::turn(&self.b, &self.parts).ok()?;
-                Some(turned.get_or_init(|| made))
+                let made = ops::PackedUpdate::new(&self.a, &self.b, &self.parts).ok()?;
+                Some(packed.get_or_init(|| made))
             }
         }
     }
@@ -175,7 +175,7 @@ impl LoraModel {
         for group in self.groups.values_mut() {
             group.a = Var::from_tensor(&group.a)?.into_inner();
             group.b = Var::from_tensor(&group.b)?.into_inner();
-            group.turned = None;
+            group.packed = None;
         }
         Ok(self)
     }
@@ -186,7 +186,7 @@ impl LoraModel {
             let group = LoraGroup {
                 a: group.a.detach(),
                 b: group.b.detach(),
-                turned: None,
+                packed: None,
                 ..group.clone()
             };
             (*key, group)
@@ -244,11 +244,11 @@ impl LoraModel {
         &self.config
     }
 
-    /// Bytes of its tensors, and of the transposed copies that serving makes.
+    /// Bytes of its tensors, and of the packed copies that serving makes.
     pub fn bytes(&self) -> usize {
         self.groups
             .values()
-            .map(|group| (group.a.elem_count() + 2 * group.b.elem_count()) * size_of::<f32>())
+            .map(|group| 2 * (group.a.elem_count() + group.b.elem_count()) * size_of::<f32>())
             .sum()
     }
 
@@ -297,7 +297,7 @@ impl LoraModel {
                     a: Tensor::cat(&a, 0)?,
                     b: Tensor::cat(&b, 0)?,
                     parts: parts.into(),
-                    turned: Some(Arc::default()),
+                    packed: Some(Arc::default()),
                     modules,
                     saved_rows,
                 };

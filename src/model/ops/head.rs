@@ -289,7 +289,7 @@ mod tests {
             rows: 100..280,
             a: &a,
             b: &b,
-            turned_b: None,
+            packed: None,
             parts: &parts,
             scale: 0.5,
         };

@@ -104,8 +104,8 @@ pub struct LowRankUpdate<'a> {
     pub a: &'a Tensor,
     /// Stacked `B [Σ rows, rank]`.
     pub b: &'a Tensor,
-    /// The parts' rows of `B`, each transposed, where they are at hand.
-    pub turned_b: Option<&'a [f32]>,
+    /// Both as serving reads them, where that is at hand.
+    pub(crate) packed: Option<&'a PackedUpdate>,
     /// What each part updates.
     pub parts: &'a [LoraPart],
     /// Factor on the update.
@@ -119,20 +119,17 @@ impl LowRankUpdate<'_> {
         if a_in != in_size {
             bail!("an adapter of {a_in} values got {in_size}")
         }
-        let m = self.rows.len();
-        let mut hidden = vec![0f32; m * ranks];
-        with_values(self.a, |a| {
-            low_rank::project(x, a, m, ranks, in_size, &mut hidden);
-            Ok(())
-        })?;
-        let turned;
-        let b = match self.turned_b {
-            Some(b) => b,
+        let made;
+        let packed = match self.packed {
+            Some(packed) => packed,
             None => {
-                turned = turn(self.b, self.parts)?;
-                &turned
+                made = PackedUpdate::new(self.a, self.b, self.parts)?;
+                &made
             }
         };
+        let m = self.rows.len();
+        let mut hidden = vec![0f32; m * ranks];
+        low_rank::gather(x, &packed.a, in_size, ranks, &mut hidden);
         let out_width = out.len() / m.max(1);
         for part in self.parts {
             let rank = part.rank.len();
@@ -140,7 +137,7 @@ impl LowRankUpdate<'_> {
                 hidden: &hidden,
                 ranks,
                 first: part.rank.start,
-                b: &b[part.b_rows.start * rank..part.b_rows.end * rank],
+                b: &packed.b[part.b_rows.start * rank..part.b_rows.end * rank],
                 rank,
                 scale: self.scale,
             };
@@ -276,25 +273,42 @@ pub(super) fn add_masked(
     dx.iter_mut().zip(&update).for_each(|(dx, update)| *dx += update);
 }
 
-/// Each part's rows of `B`, transposed, in the place where the part has them.
-///
-/// # Errors
-/// When it is not on the CPU.
-pub(crate) fn turn(b: &Tensor, parts: &[LoraPart]) -> Result<Vec<f32>> {
-    with_values(b, |b| {
-        let mut all = Vec::with_capacity(b.len());
-        let mut part_of_all = Vec::new();
-        for part in parts {
-            let rank = part.rank.len();
-            low_rank::transpose(
-                &b[part.b_rows.start * rank..part.b_rows.end * rank],
-                rank,
-                &mut part_of_all,
-            );
-            all.extend_from_slice(&part_of_all);
-        }
-        Ok(all)
-    })
+/// The matrices of an update in the order in which serving reads them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PackedUpdate {
+    a: Vec<[f32; low_rank::LANES]>,
+    /// Each part's rows in the place where the part has them.
+    b: Vec<f32>,
+}
+
+impl PackedUpdate {
+    /// From stacked `A [Σ rank, in]` and `B [Σ rows, rank]`.
+    ///
+    /// # Errors
+    /// When they are not on the CPU.
+    pub(crate) fn new(a: &Tensor, b: &Tensor, parts: &[LoraPart]) -> Result<Self> {
+        let (ranks, _) = a.dims2()?;
+        let mut packed = Self {
+            a: Vec::new(),
+            b: Vec::new(),
+        };
+        with_values(a, |a| {
+            low_rank::pack_a(a, ranks, &mut packed.a);
+            Ok(())
+        })?;
+        with_values(b, |b| {
+            for part in parts {
+                let rank = part.rank.len();
+                low_rank::pack_b(
+                    &b[part.b_rows.start * rank..part.b_rows.end * rank],
+                    rank,
+                    &mut packed.b,
+                );
+            }
+            Ok(())
+        })?;
+        Ok(packed)
+    }
 }
 
 struct FrozenLinear {

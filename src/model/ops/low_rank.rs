@@ -12,7 +12,8 @@ use rayon::prelude::*;
 const ROWS: usize = 4;
 /// Rows of the matrix in a block.
 const COLUMNS: usize = 4;
-const LANES: usize = 16;
+/// Values in a register.
+pub(crate) const LANES: usize = 16;
 /// Columns of an update in a block: four registers of results.
 const WIDTH: usize = 64;
 /// Multiplications that are worth another thread.
@@ -92,20 +93,19 @@ fn project_rows(x: &[f32], w: &[f32], n: usize, k: usize, out: &mut [f32]) {
 /// `R` rows by `C` columns of the product.
 #[inline(always)]
 fn block<const R: usize, const C: usize>(x: &[f32], w: &[f32], n: usize, k: usize, out: &mut [f32]) {
+    let chunks = k / LANES;
+    // Slices of one known length: nothing in the loop can fail, so that the sums stay in registers.
+    let rows: [&[[f32; LANES]]; R] = std::array::from_fn(|i| &x[i * k..][..k].as_chunks().0[..chunks]);
+    let columns: [&[[f32; LANES]]; C] = std::array::from_fn(|j| &w[j * k..][..k].as_chunks().0[..chunks]);
     let mut sums = [[[0f32; LANES]; C]; R];
-    let whole = k / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
+    for at in 0..chunks {
         for i in 0..R {
             for j in 0..C {
-                let (x, w) = (&x[i * k + at..i * k + at + LANES], &w[j * k + at..j * k + at + LANES]);
-                for lane in 0..LANES {
-                    sums[i][j][lane] = x[lane].mul_add(w[lane], sums[i][j][lane]);
-                }
+                multiply_add(&mut sums[i][j], &rows[i][at], &columns[j][at]);
             }
         }
-        at += LANES;
     }
+    let whole = chunks * LANES;
     for i in 0..R {
         for j in 0..C {
             let mut half = [0f32; LANES / 2];
@@ -124,20 +124,95 @@ fn block<const R: usize, const C: usize>(x: &[f32], w: &[f32], n: usize, k: usiz
     }
 }
 
-/// The transpose of a row-major `[rows, rank]`.
-pub(crate) fn transpose(b: &[f32], rank: usize, out: &mut Vec<f32>) {
-    let rows = b.len().checked_div(rank).unwrap_or(0);
-    out.clear();
-    out.resize(b.len(), 0.0);
-    for (row, values) in b.chunks_exact(rank.max(1)).enumerate() {
-        for (place, value) in values.iter().enumerate() {
-            out[place * rows + row] = *value;
+#[inline(always)]
+fn multiply_add(sums: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
+    let mut new = *sums;
+    for lane in 0..LANES {
+        new[lane] = x[lane].mul_add(w[lane], new[lane]);
+    }
+    *sums = new;
+}
+
+/// A row-major `a [ranks, k]` as panels of 16 ranks: of each panel one column after the other; zeros where ranks end.
+pub(crate) fn pack_a(a: &[f32], ranks: usize, out: &mut Vec<[f32; LANES]>) {
+    let k = a.len() / ranks.max(1);
+    for first in (0..ranks).step_by(LANES) {
+        for column in 0..k {
+            out.push(std::array::from_fn(|lane| {
+                let rank = first + lane;
+                if rank < ranks { a[rank * k + column] } else { 0.0 }
+            }));
         }
     }
 }
 
-/// Columns `columns` of rows of `out` get `scale * hidden · Bᵀ`, for `hidden [m, ranks]` of which `rank` are this update's, from
-/// `first` on, and `b [rank, columns]`, transposed. Each value adds the products in the order of the ranks.
+/// `hidden[m, ranks] = x[m, k] · Aᵀ`, for `a` by [`pack_a`]. Each value is the sum over the even columns and that over the odd ones.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+fma", "x86_64+avx2+fma"))]
+pub(crate) fn gather(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: usize, hidden: &mut [f32]) {
+    let m = hidden.len() / ranks.max(1);
+    assert_eq!((x.len(), a.len()), (m * k, ranks.div_ceil(LANES) * k), "shapes differ");
+    let mut row = 0;
+    while row < m {
+        let (x, hidden) = (&x[row * k..], &mut hidden[row * ranks..]);
+        row += match m - row {
+            8.. => gather_rows::<8>(x, a, k, ranks, hidden),
+            4.. => gather_rows::<4>(x, a, k, ranks, hidden),
+            2.. => gather_rows::<2>(x, a, k, ranks, hidden),
+            _ => gather_rows::<1>(x, a, k, ranks, hidden),
+        };
+    }
+}
+
+/// The first `R` rows; returns `R`.
+#[inline(always)]
+fn gather_rows<const R: usize>(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: usize, hidden: &mut [f32]) -> usize {
+    assert!(x.len() >= R * k);
+    let mut first = 0;
+    while first < ranks {
+        let panel = &a[first / LANES * k..][..k];
+        let (mut even, mut odd) = ([[0f32; LANES]; R], [[0f32; LANES]; R]);
+        let (pairs, last) = panel.as_chunks::<2>();
+        for (pair, columns) in pairs.iter().enumerate() {
+            for i in 0..R {
+                // SAFETY: there are k / 2 pairs, and `x` holds R rows of k values.
+                let (x0, x1) = unsafe {
+                    let x = x.get_unchecked(i * k + 2 * pair..i * k + 2 * pair + 2);
+                    (*x.get_unchecked(0), *x.get_unchecked(1))
+                };
+                for lane in 0..LANES {
+                    even[i][lane] = x0.mul_add(columns[0][lane], even[i][lane]);
+                }
+                for lane in 0..LANES {
+                    odd[i][lane] = x1.mul_add(columns[1][lane], odd[i][lane]);
+                }
+            }
+        }
+        for i in 0..R {
+            for column in last {
+                for lane in 0..LANES {
+                    even[i][lane] = x[i * k + k - 1].mul_add(column[lane], even[i][lane]);
+                }
+            }
+            for lane in 0..LANES.min(ranks - first) {
+                hidden[i * ranks + first + lane] = even[i][lane] + odd[i][lane];
+            }
+        }
+        first += LANES;
+    }
+    R
+}
+
+/// A row-major `b [rows, rank]` as panels of 64 rows: of each panel one rank after the other.
+pub(crate) fn pack_b(b: &[f32], rank: usize, out: &mut Vec<f32>) {
+    for panel in b.chunks(WIDTH * rank.max(1)) {
+        for place in 0..rank {
+            out.extend(panel.iter().skip(place).step_by(rank));
+        }
+    }
+}
+
+/// Some columns of every row get `scale * hidden · Bᵀ`, for `hidden [m, ranks]` of which `rank` are this update's, from `first` on, and
+/// `b` by [`pack_b`]. Each value adds the products in the order of the ranks.
 pub(crate) struct Spread<'a> {
     pub hidden: &'a [f32],
     pub ranks: usize,
@@ -187,27 +262,27 @@ fn spread(
     let mut at = 0;
     while at < width {
         let size = WIDTH.min(width - at);
+        let panel = &b[at * rank..][..size * rank];
         for row in 0..m {
             let hidden = &hidden[row * ranks + first..][..rank];
             let out = &mut out[row * out_width + column + at..][..size];
-            if size == WIDTH {
-                let mut sums = [0f32; WIDTH];
-                sums.copy_from_slice(out);
-                for place in 0..rank {
-                    let (factor, b) = (
-                        hidden[place] * scale,
-                        &b[place * width + at..place * width + at + WIDTH],
-                    );
-                    for lane in 0..WIDTH {
-                        sums[lane] = factor.mul_add(b[lane], sums[lane]);
+            match out.as_chunks_mut::<WIDTH>() {
+                ([out], []) => {
+                    let mut sums = *out;
+                    for (factor, b) in hidden.iter().zip(panel.as_chunks::<WIDTH>().0) {
+                        let factor = factor * scale;
+                        for lane in 0..WIDTH {
+                            sums[lane] = factor.mul_add(b[lane], sums[lane]);
+                        }
                     }
+                    *out = sums;
                 }
-                out.copy_from_slice(&sums);
-            } else {
-                for place in 0..rank {
-                    let (factor, b) = (hidden[place] * scale, &b[place * width + at..place * width + at + size]);
-                    for lane in 0..size {
-                        out[lane] = factor.mul_add(b[lane], out[lane]);
+                (_, out) => {
+                    for (factor, b) in hidden.iter().zip(panel.chunks_exact(size)) {
+                        let factor = factor * scale;
+                        for lane in 0..size {
+                            out[lane] = factor.mul_add(b[lane], out[lane]);
+                        }
                     }
                 }
             }
@@ -254,20 +329,43 @@ mod tests {
     }
 
     #[test]
+    fn gathering_is_right_and_does_not_depend_on_the_other_rows() {
+        let mut rng = StdRng::seed_from_u64(3);
+        for (ranks, k) in [(1, 1), (4, 33), (16, 576), (48, 96), (37, 64)] {
+            let (x, a) = (random(40 * k, &mut rng), random(ranks * k, &mut rng));
+            let mut packed = Vec::new();
+            pack_a(&a, ranks, &mut packed);
+            let mut all = vec![0f32; 40 * ranks];
+            gather(&x, &packed, k, ranks, &mut all);
+            close(&all, |at| {
+                let (row, rank) = (at / ranks, at % ranks);
+                (0..k)
+                    .map(|i| f64::from(x[row * k + i]) * f64::from(a[rank * k + i]))
+                    .sum()
+            });
+            for (first, m) in [(0, 1), (3, 1), (5, 2), (11, 3), (2, 7), (1, 8), (0, 39)] {
+                let mut some = vec![0f32; m * ranks];
+                gather(&x[first * k..][..m * k], &packed, k, ranks, &mut some);
+                assert_eq!(some, all[first * ranks..][..m * ranks], "{m} rows of [{ranks}, {k}]");
+            }
+        }
+    }
+
+    #[test]
     fn updates_are_right_and_do_not_depend_on_the_other_rows() {
         let mut rng = StdRng::seed_from_u64(2);
         for (columns, rank) in [(1, 1), (63, 4), (64, 16), (1000, 8), (3072, 16)] {
             let (ranks, out_width) = (rank + 3, columns + 5);
             let (hidden, b) = (random(40 * ranks, &mut rng), random(columns * rank, &mut rng));
             let start = random(40 * out_width, &mut rng);
-            let mut turned = Vec::new();
-            transpose(&b, rank, &mut turned);
+            let mut packed = Vec::new();
+            pack_b(&b, rank, &mut packed);
             let add = |hidden: &[f32], out: &mut [f32]| {
                 let spread = Spread {
                     hidden,
                     ranks,
                     first: 2,
-                    b: &turned,
+                    b: &packed,
                     rank,
                     scale: 0.5,
                 };

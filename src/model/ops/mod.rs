@@ -20,15 +20,15 @@ mod rotary;
 mod swiglu;
 
 pub use add::add;
+pub(crate) use attention::beyond_window;
 pub use attention::{AttentionShape, attention};
-pub(crate) use attention::{attend_row, beyond_window};
 pub use bias::add_bias;
 pub use cross_entropy::{Target, cross_entropy};
 pub use dropout::Dropout;
 pub use gelu::gelu;
 pub use head::{adapted_cross_entropy, mixed_cross_entropy};
 pub use layer_norm::layer_norm;
-pub(crate) use lora_linear::turn;
+pub(crate) use lora_linear::PackedUpdate;
 pub use lora_linear::{LoraPart, LowRankUpdate, linear, lora_linear, mixed_linear};
 pub use rms_norm::rms_norm;
 pub use rotary::RotaryTable;
