@@ -135,6 +135,9 @@ pub struct CachedSequence<'a> {
     pub len: usize,
 }
 
+/// A row of queries and the row of the result.
+type QueryAndOut<'a> = (&'a [f32], &'a mut [f32]);
+
 /// Attention of new tokens to their cached past and to each other, by sequence; appends their keys and values to layer
 /// `layer` of the caches. `qkv [Σ len, row]`, not yet rotated, to `[Σ len, num_heads * head_dim]`.
 pub(crate) fn attend(
@@ -178,8 +181,8 @@ pub(crate) fn attend(
             let cache = &*sequence.cache;
             (0..sequence.len).map(move |index| (cache, cache.len + index + 1))
         });
-        let one = |(row, owner): ((&[f32], &mut [f32]), (&KvCache, usize))| {
-            let ((query, out), (cache, len)) = (row, owner);
+        let one = |(row, (cache, len)): (QueryAndOut<'_>, (&KvCache, usize))| {
+            let (query, out) = row;
             let prefix = cache.prefix.as_ref().map(|prefix| &prefix.layers[layer]);
             attend_token(out, query, &cache.layers[layer], len, prefix, shape);
         };
