@@ -65,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
                         candidates,
                         seed: 0,
                         deadline: None,
+                        request: 0,
                     };
                     rewriter.rewrite(request).await
                 })

@@ -47,6 +47,8 @@ async fn main() -> anyhow::Result<()> {
                 },
                 adapter: adapter.clone(),
                 deadline: None,
+                draft: Vec::new(),
+                fairness: 0,
             };
             let engine = parts.engine.clone();
             tasks.push(tokio::spawn(async move { engine.generate(generation).await }));

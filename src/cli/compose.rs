@@ -155,7 +155,10 @@ fn load_model(config: &ModelConfig) -> Result<Model, ComposeError> {
         Ok((tokenizer, prompt, files.load(purpose, &device)?))
     };
     let (tokenizer, prompt, decoder) = open().map_err(|error| failed(format!("{error:#}")))?;
-    let mut limits = EngineConfig::default();
+    let mut limits = EngineConfig {
+        max_draft_tokens: config.draft_tokens,
+        ..EngineConfig::default()
+    };
     if let Some(threads) = config.threads {
         limits.threads = threads;
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{self, Ended, Kind};
 use super::compose::{self, ComposeError, Parts};
 use crate::adapters::AdapterLease;
-use crate::config::{LogSettings, ModelConfig, ModelSettings};
+use crate::config::{DRAFT_TOKENS, LogSettings, ModelConfig, ModelSettings};
 use crate::evaluate::{Comparison, EvaluateError, Evaluator, How, Metrics, decide};
 use crate::jobs::request::ActivationPolicy;
 use crate::pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity};
@@ -184,6 +184,7 @@ fn settings(args: &EvaluateArgs, adapter: &str) -> Result<ModelConfig, Failure> 
         dtype: "auto".to_owned(),
         quantize: "auto".to_owned(),
         threads: args.threads,
+        draft_tokens: DRAFT_TOKENS,
     };
     settings
         .try_into()

@@ -146,6 +146,7 @@ mod tests {
             dtype: crate::config::Dtype::Auto,
             quantize: crate::config::Quantize::Auto,
             threads: None,
+            draft_tokens: crate::config::DRAFT_TOKENS,
         });
         assert_eq!(bases("mine").unwrap(), path);
         assert_eq!(bases(&model).unwrap(), path);

@@ -22,7 +22,12 @@ pub struct ModelConfig {
     pub quantize: Quantize,
     /// Threads; `None` is one for each physical core.
     pub threads: Option<usize>,
+    /// Most draft tokens of a sequence and step; 0 for none.
+    pub draft_tokens: usize,
 }
+
+/// Longer drafts than this would hardly ever be right to their end.
+const MAX_DRAFT_TOKENS: usize = 64;
 
 /// Where the adapter comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +94,13 @@ impl TryFrom<ModelSettings> for ModelConfig {
         if raw.threads == Some(0) {
             return Err(ConfigError::invalid("threads", 0, "must be at least 1"));
         }
+        if raw.draft_tokens > MAX_DRAFT_TOKENS {
+            return Err(ConfigError::invalid(
+                "draft_tokens",
+                raw.draft_tokens,
+                "must be at most 64",
+            ));
+        }
         Ok(Self {
             cache_dir: raw.cache_dir,
             adapter: adapter(&raw.adapter)?,
@@ -105,6 +117,7 @@ impl TryFrom<ModelSettings> for ModelConfig {
             },
             model: raw.model,
             threads: raw.threads,
+            draft_tokens: raw.draft_tokens,
         })
     }
 }

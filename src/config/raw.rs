@@ -73,6 +73,9 @@ pub struct ServerSettings {
     pub shutdown_timeout: String,
 }
 
+/// Draft tokens where nothing is said.
+pub const DRAFT_TOKENS: usize = 16;
+
 /// Which model, on what, with which adapter.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Model")]
@@ -103,6 +106,10 @@ pub struct ModelSettings {
     /// Threads of the model; without it, one for each physical core.
     #[arg(long, env = "DETOXD_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// Most tokens of the source that are put to the test in one step as a guess of what the rewrite copies, 0 to 64; 0 turns that off.
+    /// Texts are the same with any number; how many are worth their time is measured.
+    #[arg(long, env = "DETOXD_DRAFT_TOKENS", value_name = "N", default_value_t = DRAFT_TOKENS)]
+    pub draft_tokens: usize,
 }
 
 /// How texts are treated when a request says nothing else.

@@ -1,11 +1,13 @@
 //! What the engine is doing, for `/metrics` and for the question whether it makes progress.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+
+use super::step::Stepped;
 
 /// Bounds for the time of a step, in seconds: some milliseconds for one token, seconds for long prompts on few processors.
 const STEP_SECONDS: &[f64] = &[
@@ -13,6 +15,10 @@ const STEP_SECONDS: &[f64] = &[
 ];
 /// Bounds for the sequences of a step; the default batch, 64, is one of them.
 const SEQUENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 128.0];
+/// Bounds for the tokens of a step.
+const TOKENS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// What a step's share of the speed weighs after each later one.
+const KEPT: f64 = 0.98;
 
 /// Counters of the engine. Clones are the same counters.
 #[derive(Clone)]
@@ -21,10 +27,28 @@ pub struct Activity {
     step_seconds: Histogram,
     last_step: Gauge,
     sequences: Histogram,
+    tokens: Histogram,
+    written: Histogram,
+    prefilled: IntCounter,
+    reused: IntCounter,
+    reuses: IntCounter,
+    proposed: IntCounter,
+    accepted: IntCounter,
     cache_usage: Gauge,
+    cached: IntGauge,
     waiting: IntGauge,
     running: IntGauge,
     clock: Arc<Clock>,
+    speed: Arc<Mutex<Speed>>,
+    /// Cost of what waits, then of what runs.
+    work: Arc<[AtomicU64; 2]>,
+}
+
+/// How fast work is done, over the last steps.
+#[derive(Default)]
+struct Speed {
+    cost: f64,
+    seconds: f64,
 }
 
 /// When the engine last got on with its work.
@@ -67,6 +91,41 @@ impl Activity {
                 HistogramOpts::new("detoxd_batch_sequences", "Sequences that shared a forward pass.")
                     .buckets(SEQUENCES.to_vec()),
             )?,
+            tokens: Histogram::with_opts(
+                HistogramOpts::new(
+                    "detoxd_batch_tokens",
+                    "Tokens computed in a forward pass: of prompts, last ones and drafts.",
+                )
+                .buckets(TOKENS.to_vec()),
+            )?,
+            written: Histogram::with_opts(
+                HistogramOpts::new(
+                    "detoxd_step_written_tokens",
+                    "Tokens that a forward pass added to texts, over all candidates.",
+                )
+                .buckets(TOKENS.to_vec()),
+            )?,
+            prefilled: IntCounter::new("detoxd_prefill_tokens_total", "Tokens of prompts that were computed.")?,
+            reused: IntCounter::new(
+                "detoxd_prefix_tokens_reused_total",
+                "Tokens of prompts whose keys and values were known from an earlier prompt.",
+            )?,
+            reuses: IntCounter::new(
+                "detoxd_prefix_hits_total",
+                "Prompts whose beginning was known from an earlier prompt.",
+            )?,
+            proposed: IntCounter::new(
+                "detoxd_draft_tokens_proposed_total",
+                "Tokens that were guessed from the source and put to the test.",
+            )?,
+            accepted: IntCounter::new(
+                "detoxd_draft_tokens_accepted_total",
+                "Guessed tokens that the model chose itself.",
+            )?,
+            cached: IntGauge::new(
+                "detoxd_kv_cache_tokens",
+                "Tokens reserved in the cache of keys and values, and those of prompts kept for reuse.",
+            )?,
             cache_usage: Gauge::new(
                 "detoxd_kv_cache_usage_ratio",
                 "Tokens reserved in the cache of keys and values, of those there may be; above 1 for a single text that is longer.",
@@ -77,6 +136,8 @@ impl Activity {
                 origin: Instant::now(),
                 progress: AtomicU64::new(0),
             }),
+            speed: Arc::default(),
+            work: Arc::default(),
         })
     }
 
@@ -85,11 +146,19 @@ impl Activity {
     /// # Errors
     /// When one of that name is there already.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn Collector>; 7] = [
+        let all: [Box<dyn Collector>; 15] = [
             Box::new(self.steps.clone()),
             Box::new(self.step_seconds.clone()),
             Box::new(self.last_step.clone()),
             Box::new(self.sequences.clone()),
+            Box::new(self.tokens.clone()),
+            Box::new(self.written.clone()),
+            Box::new(self.prefilled.clone()),
+            Box::new(self.reused.clone()),
+            Box::new(self.reuses.clone()),
+            Box::new(self.proposed.clone()),
+            Box::new(self.accepted.clone()),
+            Box::new(self.cached.clone()),
             Box::new(self.cache_usage.clone()),
             Box::new(self.waiting.clone()),
             Box::new(self.running.clone()),
@@ -110,34 +179,100 @@ impl Activity {
         has_work.then(|| Duration::from_millis(self.clock.elapsed().saturating_sub(last)))
     }
 
-    /// Work comes in.
+    /// Draft tokens put to the test so far, and how many of them were right.
+    pub fn drafts(&self) -> (u64, u64) {
+        (self.proposed.get(), self.accepted.get())
+    }
+
+    /// Tokens computed in all steps.
+    pub fn computed_tokens(&self) -> f64 {
+        self.tokens.get_sample_sum()
+    }
+
+    /// Prompt tokens computed so far, and those that were known from earlier prompts.
+    pub fn prompt_tokens(&self) -> (u64, u64) {
+        (self.prefilled.get(), self.reused.get())
+    }
+
+    /// How long the work at hand takes, at the speed of late; a second while there is nothing to judge by.
+    pub fn expected_wait(&self) -> Duration {
+        let speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
+        let [waiting, running] = [0, 1].map(|index| self.work[index].load(Ordering::Relaxed) as f64);
+        let seconds = (waiting + running / 2.0) * speed.seconds / speed.cost;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1))
+    }
+
+    /// Work comes in, whatever the number of those that wait.
     pub fn submitted(&self) {
-        if self.waiting.get() <= 0 && self.running.get() == 0 {
+        self.submit(0, usize::MAX);
+    }
+
+    /// Work comes in. `false`, and nothing is counted, when more than `most` would wait.
+    pub(super) fn submit(&self, cost: usize, most: usize) -> bool {
+        let is_idle = self.waiting.get() <= 0 && self.running.get() == 0;
+        self.waiting.inc();
+        if usize::try_from(self.waiting.get()).unwrap_or(0) > most {
+            self.waiting.dec();
+            return false;
+        }
+        if is_idle {
             // The time without work is no stall.
             self.clock.touch();
         }
-        self.waiting.inc();
+        self.work[0].fetch_add(cost as u64, Ordering::Relaxed);
+        true
     }
 
     /// Work is taken up, or was refused.
-    pub(super) fn received(&self) {
+    pub(super) fn received(&self, cost: usize) {
         self.waiting.dec();
+        self.work[0].fetch_sub(cost as u64, Ordering::Relaxed);
     }
 
-    /// What is in the batch, and the share of the cache it may need.
-    pub(super) fn batch(&self, groups: usize, cached_tokens: usize, most: usize) {
-        self.running.set(i64::try_from(groups).unwrap_or(i64::MAX));
-        self.cache_usage.set(cached_tokens as f64 / most.max(1) as f64);
+    /// What is in the batch, the tokens it may need in the cache, with those of kept prompts, and how many there may be.
+    pub(super) fn batch(&self, running: usize, reserved: usize, cached: usize, most: usize) {
+        self.running.set(i64::try_from(running).unwrap_or(i64::MAX));
+        self.cached.set(i64::try_from(cached).unwrap_or(i64::MAX));
+        self.cache_usage.set(reserved as f64 / most.max(1) as f64);
+        // What a request may need is also what it costs.
+        self.work[1].store(reserved as u64, Ordering::Relaxed);
+    }
+
+    /// The beginning of a prompt was known.
+    pub(super) fn reused(&self, tokens: usize) {
+        self.reuses.inc();
+        self.reused.inc_by(tokens as u64);
     }
 
     /// A step ended.
-    pub(super) fn stepped(&self, sequences: usize, took: Duration) {
+    pub(super) fn stepped(&self, step: &Stepped, took: Duration) {
+        self.written.observe(step.written as f64);
+        self.prefilled.inc_by(step.prefilled as u64);
+        self.proposed.inc_by(step.drafted as u64);
+        self.accepted.inc_by(step.accepted as u64);
+        self.passed(step.sequences, step.rows, took);
+    }
+
+    /// A piece of a text was scored.
+    pub(super) fn scored(&self, tokens: usize, took: Duration) {
+        self.passed(1, tokens, took);
+    }
+
+    fn passed(&self, sequences: usize, tokens: usize, took: Duration) {
         self.steps.inc();
         self.step_seconds.observe(took.as_secs_f64());
         self.sequences.observe(sequences as f64);
+        self.tokens.observe(tokens as f64);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.last_step.set(now.map_or(0.0, |now| now.as_secs_f64()));
         self.clock.touch();
+    }
+
+    /// Work of this cost was finished in the last step, which took so long.
+    pub(super) fn worked(&self, cost: usize, took: Duration) {
+        let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
+        speed.cost = speed.cost * KEPT + cost as f64;
+        speed.seconds = speed.seconds * KEPT + took.as_secs_f64();
     }
 }
 
@@ -155,8 +290,8 @@ mod tests {
             activity.stalled_for().unwrap() < Duration::from_millis(25),
             "idle time is no stall"
         );
-        activity.received();
-        activity.batch(1, 10, 100);
+        activity.received(0);
+        activity.batch(1, 10, 10, 100);
         std::thread::sleep(Duration::from_millis(30));
         assert!(activity.stalled_for().unwrap() >= Duration::from_millis(30));
         activity.submitted();
@@ -164,11 +299,28 @@ mod tests {
             activity.stalled_for().unwrap() >= Duration::from_millis(30),
             "more work is no progress"
         );
-        activity.stepped(3, Duration::from_millis(30));
+        activity.scored(3, Duration::from_millis(30));
         assert!(activity.stalled_for().unwrap() < Duration::from_millis(25));
-        activity.received();
-        activity.batch(0, 0, 100);
+        activity.received(0);
+        activity.batch(0, 0, 0, 100);
         assert_eq!(activity.stalled_for(), None);
         assert_eq!(activity.steps(), 1);
+    }
+
+    #[test]
+    fn the_wait_is_what_waits_at_the_speed_of_late() {
+        let activity = Activity::new().unwrap();
+        assert_eq!(activity.expected_wait(), Duration::from_secs(1), "nothing to judge by");
+        for _ in 0..50 {
+            activity.worked(10, Duration::from_millis(100));
+        }
+        assert!(activity.submit(200, 2));
+        assert!(activity.submit(300, 2));
+        assert!(!activity.submit(400, 2), "two wait already");
+        activity.batch(1, 100, 100, 1000);
+        let wait = activity.expected_wait().as_secs_f64();
+        assert!((wait - 5.5).abs() < 1e-6, "{wait}");
+        activity.received(200);
+        assert!((activity.expected_wait().as_secs_f64() - 3.5).abs() < 1e-6);
     }
 }

@@ -1,7 +1,7 @@
 //! What the rest of the service holds of the engine.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -19,10 +19,13 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Sequences decoded at once.
     pub max_sequences: usize,
-    /// Prompt tokens taken into one step.
+    /// Prompt tokens taken into one step; longer prompts take several, and others write meanwhile.
     pub max_prefill_tokens: usize,
-    /// Tokens, prompts and continuations at their longest, whose keys and values may be held; a single request may exceed it.
+    /// Tokens, prompts and continuations at their longest, whose keys and values may be held, prompts kept for reuse among them; each takes
+    /// [`crate::model::kv_cache::KvCache::bytes_per_token`]. A request that exceeds it runs alone.
     pub max_cached_tokens: usize,
+    /// Draft tokens that a sequence may put to the test in one step; 0 turns drafts off.
+    pub max_draft_tokens: usize,
     /// Threads of the matrix products.
     pub threads: usize,
 }
@@ -33,9 +36,10 @@ impl Default for EngineConfig {
         Self {
             max_waiting: 1024,
             max_sequences: 64,
-            max_prefill_tokens: 512,
+            max_prefill_tokens: 256,
             // Some 190 MB for the default model.
             max_cached_tokens: 4096,
+            max_draft_tokens: 16,
             threads,
         }
     }
@@ -58,6 +62,22 @@ pub struct Generation {
     pub adapter: Option<(Arc<LoraModel>, f32)>,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
+    /// Token ids that the continuation is expected to copy for the most part; empty without such. What is written does not depend on them.
+    pub draft: Vec<u32>,
+    /// Whom it is for: generations of one key wait behind each other rather than before those of other keys.
+    pub fairness: u64,
+}
+
+impl Generation {
+    /// Tokens of its prompt and its continuations at their longest.
+    pub(super) fn most_tokens(&self) -> usize {
+        self.prompt.len() + self.candidates * self.max_new_tokens
+    }
+
+    /// Roughly how much work it is.
+    pub(super) fn cost(&self) -> usize {
+        self.most_tokens()
+    }
 }
 
 /// A text whose likelihood is asked for.
@@ -102,8 +122,11 @@ pub struct Generated {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Too many requests wait already.
-    #[error("the engine's queue is full")]
-    Overloaded,
+    #[error("the engine's queue is full; what is in it takes some {retry_after:?}")]
+    Overloaded {
+        /// How long what waits will take, at the speed of late.
+        retry_after: Duration,
+    },
     /// The deadline passed first.
     #[error("the deadline passed before the text was finished")]
     DeadlinePassed,
@@ -127,11 +150,64 @@ pub(super) enum Command {
     Likelihood(LikelihoodRequest, oneshot::Sender<Result<Vec<f32>, EngineError>>),
 }
 
+impl Command {
+    /// Whom it is for. Likelihoods are asked for one by one and need no order of their own.
+    pub(super) fn key(&self) -> u64 {
+        match self {
+            Self::Generate(generation, ..) => generation.fairness,
+            Self::Likelihood(..) => u64::MAX,
+        }
+    }
+
+    /// Roughly how much work it is.
+    pub(super) fn cost(&self) -> usize {
+        match self {
+            Self::Generate(generation, ..) => generation.cost(),
+            Self::Likelihood(request, _) => request.tokens.len(),
+        }
+    }
+
+    /// Tokens whose keys and values it may need.
+    pub(super) fn most_tokens(&self) -> usize {
+        match self {
+            Self::Generate(generation, ..) => generation.most_tokens(),
+            Self::Likelihood(request, _) => request.tokens.len(),
+        }
+    }
+
+    /// Places in the batch.
+    pub(super) fn sequences(&self) -> usize {
+        match self {
+            Self::Generate(generation, ..) => generation.candidates,
+            Self::Likelihood(..) => 0,
+        }
+    }
+
+    /// Whether its client has left or its deadline has passed.
+    pub(super) fn is_unwanted(&self, now: Instant) -> bool {
+        match self {
+            Self::Generate(generation, _, reply) => {
+                reply.is_closed() || generation.deadline.is_some_and(|deadline| now >= deadline)
+            }
+            Self::Likelihood(_, reply) => reply.is_closed(),
+        }
+    }
+
+    pub(super) fn fail(self, error: EngineError) {
+        // The receiver may have gone meanwhile; then there is nobody to tell.
+        match self {
+            Self::Generate(_, _, reply) => drop(reply.send(Err(error))),
+            Self::Likelihood(_, reply) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
 /// A handle on the engine's thread; clones share it. The thread ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Engine {
-    commands: SyncSender<Command>,
+    commands: Sender<Command>,
     activity: Activity,
+    max_waiting: usize,
     decoder: Arc<Decoder>,
 }
 
@@ -142,7 +218,7 @@ impl Engine {
     /// When threads cannot be had.
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig) -> Result<Self, EngineError> {
         let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
-        let (commands, receiver) = sync_channel(config.max_waiting.max(1));
+        let (commands, receiver) = channel();
         let activity = Activity::new().map_err(|error| failed(&error))?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads.max(1))
@@ -158,6 +234,7 @@ impl Engine {
         Ok(Self {
             commands,
             activity,
+            max_waiting: config.max_waiting.max(1),
             decoder,
         })
     }
@@ -179,6 +256,7 @@ impl Engine {
             )));
         }
         self.check_tokens(&generation.prompt)?;
+        self.check_tokens(&generation.draft)?;
         let (reply, answer) = oneshot::channel();
         self.send(Command::Generate(Box::new(generation), Instant::now(), reply))?;
         answer.await.unwrap_or(Err(EngineError::Stopped))
@@ -231,14 +309,16 @@ impl Engine {
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
+        let cost = command.cost();
         // Counted first: the engine may have taken it before this returns.
-        self.activity.submitted();
-        self.commands.try_send(command).map_err(|error| {
-            self.activity.received();
-            match error {
-                TrySendError::Full(_) => EngineError::Overloaded,
-                TrySendError::Disconnected(_) => EngineError::Stopped,
-            }
+        if !self.activity.submit(cost, self.max_waiting) {
+            return Err(EngineError::Overloaded {
+                retry_after: self.activity.expected_wait(),
+            });
+        }
+        self.commands.send(command).map_err(|_| {
+            self.activity.received(cost);
+            EngineError::Stopped
         })
     }
 }

@@ -21,7 +21,6 @@ pub struct Sampling {
 #[derive(Debug)]
 pub(super) struct Sampler {
     temperature: f32,
-    top_p: f32,
     rng: StdRng,
 }
 
@@ -42,31 +41,63 @@ impl Sampler {
             .wrapping_add((candidate as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         Self {
             temperature,
-            top_p: sampling.top_p,
             rng: StdRng::seed_from_u64(seed),
         }
     }
 
-    /// Chooses from logits `[vocabulary]`.
-    pub(super) fn choose(&mut self, logits: &[f32]) -> Choice {
-        let (largest, log_total) = log_sum_exp(logits);
+    /// Chooses a token. Each call draws one random number, so that what is chosen depends on the seed and the place in the text
+    /// alone, and not on which logits were computed together.
+    pub(super) fn choose(&mut self, row: &Row<'_>) -> Choice {
         let token = if self.temperature <= 0.0 {
-            argmax(logits, largest)
+            argmax(row.logits, row.largest)
         } else {
-            self.draw(logits, largest)
+            row.draw(self.rng.random::<f32>())
         };
         Choice {
             token: token as u32,
-            nll: log_total - logits[token],
+            nll: row.log_total - row.logits[token],
         }
     }
+}
 
-    fn draw(&mut self, logits: &[f32], largest: f32) -> usize {
+/// Logits `[vocabulary]` that any number of samplers of a request choose from.
+pub(super) struct Row<'a> {
+    logits: &'a [f32],
+    largest: f32,
+    /// Logarithm of the sum of the exponentials.
+    log_total: f32,
+    /// The tokens to draw from with their weights, the likeliest first; empty where nothing is drawn.
+    nucleus: Vec<(usize, f32)>,
+    /// Sum of their weights.
+    mass: f32,
+}
+
+impl<'a> Row<'a> {
+    /// What greedy samplers need, and with `sampling` what those need that draw.
+    pub(super) fn new(logits: &'a [f32], sampling: Option<Sampling>) -> Self {
+        let (largest, log_total) = log_sum_exp(logits);
+        let mut row = Self {
+            logits,
+            largest,
+            log_total,
+            nucleus: Vec::new(),
+            mass: 0.0,
+        };
+        if let Some(Sampling { temperature, top_p, .. }) = sampling
+            && temperature > 0.0
+        {
+            row.cut(temperature, top_p);
+        }
+        row
+    }
+
+    fn cut(&mut self, temperature: f32, top_p: f32) {
         // Tokens less likely than the likeliest by e^-14 together weigh less than one draw in twenty.
         const CUT: f32 = 14.0;
-        let floor = largest - CUT * self.temperature;
-        let weight = |logit: f32| ((logit - largest) / self.temperature).exp();
-        let mut kept: Vec<(usize, f32)> = logits
+        let floor = self.largest - CUT * temperature;
+        let weight = |logit: f32| ((logit - self.largest) / temperature).exp();
+        let mut kept: Vec<(usize, f32)> = self
+            .logits
             .iter()
             .enumerate()
             .filter(|(_, logit)| **logit > floor)
@@ -74,20 +105,28 @@ impl Sampler {
             .collect();
         kept.sort_unstable_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
         let total: f32 = kept.iter().map(|(_, weight)| weight).sum();
-        let mut nucleus = 0;
+        let mut size = 0;
         let mut mass = 0.0;
-        while nucleus < kept.len() && mass < self.top_p * total {
-            mass += kept[nucleus].1;
-            nucleus += 1;
+        while size < kept.len() && mass < top_p * total {
+            mass += kept[size].1;
+            size += 1;
         }
-        let mut point = self.rng.random::<f32>() * mass;
-        for (token, weight) in &kept[..nucleus] {
+        kept.truncate(size);
+        (self.nucleus, self.mass) = (kept, mass);
+    }
+
+    fn draw(&self, random: f32) -> usize {
+        let mut point = random * self.mass;
+        for (token, weight) in &self.nucleus {
             point -= weight;
             if point <= 0.0 {
                 return *token;
             }
         }
-        kept.first().map_or(0, |(token, _)| *token)
+        match self.nucleus.first() {
+            Some((token, _)) => *token,
+            None => argmax(self.logits, self.largest),
+        }
     }
 }
 
@@ -128,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_first_candidate_is_greedy_and_its_likelihood_is_right() {
-        let choice = Sampler::new(sampling(1.0), 0).choose(&LOGITS);
+        let choice = Sampler::new(sampling(1.0), 0).choose(&Row::new(&LOGITS, None));
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         assert_eq!(choice.token, 1);
         assert!((choice.nll - (total.ln() - 3.0)).abs() < 1e-5);
@@ -138,7 +177,8 @@ mod tests {
     fn draws_follow_the_probabilities_and_the_seed() {
         let draws = |top_p: f32| {
             let mut sampler = Sampler::new(sampling(top_p), 1);
-            (0..4000).map(|_| sampler.choose(&LOGITS).token).collect::<Vec<_>>()
+            let row = Row::new(&LOGITS, Some(sampling(top_p)));
+            (0..4000).map(|_| sampler.choose(&row).token).collect::<Vec<_>>()
         };
         assert_eq!(draws(1.0), draws(1.0));
         let share =

@@ -3,140 +3,144 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
-
-use candle_core::{Result, Tensor};
+use std::time::{Duration, Instant};
 
 use super::activity::Activity;
-use super::handle::{Command, EngineConfig, EngineError, LikelihoodRequest};
-use super::sequence::{Group, State};
+use super::handle::{Command, EngineConfig, EngineError};
+use super::pace::Pace;
+use super::prefixes::Prefixes;
+use super::queue::FairQueue;
+use super::scoring::Scoring;
+use super::sequence::Group;
 use crate::model::Decoder;
-use crate::model::kv_cache::{CachedSequence, KvCache};
-use crate::model::layers::{Adaptation, LoraSpan};
-use crate::model::lora::LoraModel;
-use crate::model::ops::{Target, with_values};
 
 pub(super) struct Scheduler {
-    decoder: Arc<Decoder>,
-    config: EngineConfig,
-    activity: Activity,
-    groups: VecDeque<Group>,
-}
-
-/// Which logits row goes to whom.
-struct Row {
-    group: usize,
-    /// The candidate; none for the end of a prompt.
-    candidate: Option<usize>,
+    pub(super) decoder: Arc<Decoder>,
+    pub(super) config: EngineConfig,
+    pub(super) activity: Activity,
+    queue: FairQueue<Command>,
+    pub(super) groups: VecDeque<Group>,
+    /// Texts whose likelihood is being computed.
+    scoring: VecDeque<Scoring>,
+    pub(super) prefixes: Prefixes,
+    pub(super) pace: Pace,
 }
 
 impl Scheduler {
     pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, activity: Activity) -> Self {
         Self {
+            prefixes: Prefixes::new(config.max_cached_tokens / 4),
+            pace: Pace::new(config.max_draft_tokens),
             decoder,
             config,
             activity,
+            queue: FairQueue::new(),
             groups: VecDeque::new(),
+            scoring: VecDeque::new(),
         }
     }
 
     /// Runs until the last handle is dropped and everything admitted is answered.
     pub(super) fn run(mut self, commands: Receiver<Command>) {
-        loop {
-            if !self.admit(&commands) && self.groups.is_empty() {
-                return;
-            }
+        while self.receive(&commands) || !self.is_idle() {
             self.drop_unwanted();
+            self.admit();
             self.tell();
-            if self.groups.is_empty() {
-                continue;
+            if !self.groups.is_empty() {
+                self.step_groups();
             }
-            let (started, sequences) = (Instant::now(), self.sequences());
-            if let Err(error) = self.step() {
-                tracing::error!(%error, "the model failed; every request of the batch gets an error");
-                for group in self.groups.drain(..) {
-                    group.fail(EngineError::Failed(error.to_string()));
-                }
-            }
-            self.activity.stepped(sequences, started.elapsed());
-            self.answer();
+            self.step_scoring();
             self.tell();
         }
     }
 
-    /// Takes requests while there is room; waits for one when idle. `false` once all handles are gone.
-    fn admit(&mut self, commands: &Receiver<Command>) -> bool {
+    fn is_idle(&self) -> bool {
+        self.groups.is_empty() && self.scoring.is_empty() && self.queue.is_empty()
+    }
+
+    /// Queues what has come in; waits for something when idle. `false` once all handles are gone.
+    fn receive(&mut self, commands: &Receiver<Command>) -> bool {
+        if self.is_idle() {
+            match commands.recv() {
+                Ok(command) => self.queue.push(command.key(), command.cost(), command),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match commands.try_recv() {
+                Ok(command) => self.queue.push(command.key(), command.cost(), command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Takes requests into the batch while there is room, in a fair order.
+    fn admit(&mut self) {
         loop {
             let running: usize = self.groups.iter().map(|group| group.generation.candidates).sum();
-            let waiting_tokens: usize = self
-                .groups
-                .iter()
-                .filter(|group| group.prompt.is_some())
-                .map(|group| group.generation.prompt.len())
-                .sum();
-            let cached_tokens: usize = self.groups.iter().map(Group::cached_tokens).sum();
-            let is_full = running >= self.config.max_sequences
-                || waiting_tokens >= self.config.max_prefill_tokens
-                || cached_tokens >= self.config.max_cached_tokens;
-            if is_full && !self.groups.is_empty() {
-                return true;
-            }
-            let command = if self.groups.is_empty() {
-                match commands.recv() {
-                    Ok(command) => command,
-                    Err(_) => return false,
-                }
-            } else {
-                match commands.try_recv() {
-                    Ok(command) => command,
-                    Err(TryRecvError::Empty) => return true,
-                    Err(TryRecvError::Disconnected) => return false,
-                }
-            };
+            let held = self.held_tokens();
+            let is_empty = self.groups.is_empty() && self.scoring.is_empty();
+            let (config, groups) = (&self.config, &self.groups);
+            // The rest of the batch is kept for others: who comes next then does not wait for a long text to end.
+            let share = config.max_sequences - config.max_sequences / 4;
+            let next = self.queue.pop(|key, command| {
+                let sequences = command.sequences();
+                let own: usize = groups
+                    .iter()
+                    .filter(|group| group.generation.fairness == key)
+                    .map(|group| group.generation.candidates)
+                    .sum();
+                // What is larger than all there is goes alone.
+                is_empty
+                    || (running + sequences <= config.max_sequences
+                        && held + command.most_tokens() <= config.max_cached_tokens
+                        && (own == 0 || own + sequences <= share))
+            });
+            let Some(command) = next else { return };
+            self.activity.received(command.cost());
+            self.prefixes.shrink(
+                self.config
+                    .max_cached_tokens
+                    .saturating_sub(held + command.most_tokens()),
+            );
             match command {
                 Command::Generate(generation, submitted, reply) => {
-                    if !reply.is_closed() {
-                        self.groups
-                            .push_back(Group::admit(*generation, submitted, reply, self.decoder.config()));
-                    }
-                    self.activity.received();
+                    let group = Group::admit(*generation, submitted, reply, self.decoder.config(), &self.pace);
+                    self.groups.push_back(group);
                 }
                 Command::Likelihood(request, reply) => {
-                    if !reply.is_closed() {
-                        let started = Instant::now();
-                        let answer = self
-                            .likelihood(&request)
-                            .map_err(|error| EngineError::Failed(error.to_string()));
-                        let _ = reply.send(answer);
-                        self.activity.stepped(1, started.elapsed());
-                    }
-                    self.activity.received();
+                    self.scoring
+                        .push_back(Scoring::new(request, reply, self.decoder.config()));
                 }
             }
         }
+    }
+
+    /// Tokens whose keys and values may be held for what is under way; kept prefixes give way to it.
+    fn held_tokens(&self) -> usize {
+        let groups: usize = self.groups.iter().map(Group::cached_tokens).sum();
+        groups + self.scoring.iter().map(Scoring::cached_tokens).sum::<usize>()
     }
 
     fn tell(&self) {
-        let cached = self.groups.iter().map(Group::cached_tokens).sum();
-        self.activity
-            .batch(self.groups.len(), cached, self.config.max_cached_tokens);
+        let tokens = self.held_tokens();
+        self.activity.batch(
+            self.groups.len() + self.scoring.len(),
+            tokens,
+            tokens + self.prefixes.tokens(),
+            self.config.max_cached_tokens,
+        );
     }
 
-    /// Sequences of the next step: new prompts and running candidates.
-    fn sequences(&self) -> usize {
-        let of = |group: &Group| {
-            let running = group
-                .candidates
-                .iter()
-                .filter(|candidate| candidate.state == State::Running);
-            usize::from(group.prompt.is_some()) + running.count()
-        };
-        self.groups.iter().map(of).sum()
-    }
-
-    /// Lets go of requests whose client has left or whose deadline has passed.
+    /// Lets go of requests whose client has left or whose deadline has passed, waiting or running.
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
+        for command in self.queue.take_out(|command| !command.is_unwanted(now)) {
+            self.activity.received(command.cost());
+            command.fail(EngineError::DeadlinePassed);
+        }
+        self.scoring.retain(|scoring| !scoring.is_abandoned());
         for group in std::mem::take(&mut self.groups) {
             if group.is_abandoned() {
                 continue;
@@ -149,117 +153,56 @@ impl Scheduler {
         }
     }
 
-    /// One forward pass: the prompts that are new, and one token of every running candidate.
-    fn step(&mut self) -> Result<()> {
-        let mut tokens = Vec::new();
-        let mut sequences = Vec::new();
-        let mut spans: Vec<LoraSpan> = Vec::new();
-        let (mut rows, mut owners) = (Vec::new(), Vec::new());
-        let mut row_spans: Vec<LoraSpan> = Vec::new();
-        for (index, group) in self.groups.iter_mut().enumerate() {
-            let (first, first_row) = (tokens.len(), owners.len());
-            if let Some(cache) = group.prompt.as_mut() {
-                tokens.extend(&group.generation.prompt);
-                sequences.push(CachedSequence {
-                    cache,
-                    len: group.generation.prompt.len(),
-                });
-                rows.push(tokens.len() as u32 - 1);
-                owners.push(Row {
-                    group: index,
-                    candidate: None,
-                });
+    fn step_groups(&mut self) {
+        let started = Instant::now();
+        match self.step() {
+            Ok(stepped) => {
+                let took = started.elapsed();
+                self.pace.stepped(stepped.rows, took);
+                self.activity.stepped(&stepped, took);
             }
-            for (number, candidate) in group.candidates.iter_mut().enumerate() {
-                if let (State::Running, Some(&last)) = (candidate.state, candidate.tokens.last()) {
-                    tokens.push(last);
-                    sequences.push(CachedSequence {
-                        cache: &mut candidate.cache,
-                        len: 1,
-                    });
-                    rows.push(tokens.len() as u32 - 1);
-                    owners.push(Row {
-                        group: index,
-                        candidate: Some(number),
-                    });
+            Err(error) => {
+                tracing::error!(%error, "the model failed; every request of the batch gets an error");
+                for group in self.groups.drain(..) {
+                    group.fail(EngineError::Failed(error.to_string()));
                 }
-            }
-            if let Some((adapter, strength)) = &group.generation.adapter {
-                extend_spans(&mut spans, first, tokens.len(), adapter, *strength);
-                extend_spans(&mut row_spans, first_row, owners.len(), adapter, *strength);
             }
         }
-        let hidden = self
-            .decoder
-            .forward_cached(&tokens, &mut sequences, Adaptation::Mixed(&spans))?;
-        drop(sequences);
-        let rows = Tensor::from_vec(rows, owners.len(), hidden.device())?;
-        let logits = self
-            .decoder
-            .logits(&hidden.index_select(&rows, 0)?, Adaptation::Mixed(&row_spans))?
-            .to_device(&candle_core::Device::Cpu)?;
-        let vocabulary = self.decoder.config().vocab_size;
-        with_values(&logits, |logits| {
-            for (owner, logits) in owners.iter().zip(logits.chunks(vocabulary)) {
-                let group = &mut self.groups[owner.group];
-                match owner.candidate {
-                    None => group.begin(logits, self.decoder.config()),
-                    Some(number) => group.candidates[number].take(logits, &group.generation),
-                }
-            }
-            Ok(())
-        })
+        self.answer(started.elapsed());
     }
 
-    fn answer(&mut self) {
+    fn answer(&mut self, took: Duration) {
+        let mut done = 0;
         for group in std::mem::take(&mut self.groups) {
             if group.is_done() {
+                done += group.generation.cost();
                 group.finish();
             } else {
                 self.groups.push_back(group);
             }
         }
+        self.activity.worked(done, took);
     }
 
-    fn likelihood(&self, request: &LikelihoodRequest) -> Result<Vec<f32>> {
-        let mut cache = KvCache::new(self.decoder.config(), request.tokens.len());
-        let mut spans = Vec::new();
-        if let Some((adapter, strength)) = &request.adapter {
-            extend_spans(&mut spans, 0, request.tokens.len(), adapter, *strength);
+    /// A piece of the text that waits longest, then the others' turn.
+    fn step_scoring(&mut self) {
+        let Some(mut scoring) = self.scoring.pop_front() else {
+            return;
+        };
+        let started = Instant::now();
+        let most = self.config.max_prefill_tokens.max(1);
+        let (cost, rows) = (scoring.cost(), scoring.left().min(most));
+        match scoring.step(&self.decoder, most) {
+            Ok(true) => scoring.finish(),
+            Ok(false) => {
+                self.scoring.push_back(scoring);
+                self.activity.scored(rows, started.elapsed());
+                self.activity.worked(0, started.elapsed());
+                return;
+            }
+            Err(error) => scoring.fail(&error),
         }
-        let mut sequences = [CachedSequence {
-            cache: &mut cache,
-            len: request.tokens.len(),
-        }];
-        let hidden = self
-            .decoder
-            .forward_cached(&request.tokens, &mut sequences, Adaptation::Mixed(&spans))?;
-        let targets: Vec<Target> = request
-            .tokens
-            .iter()
-            .skip(1)
-            .enumerate()
-            .map(|(row, &token)| Target { row: row as u32, token })
-            .collect();
-        self.decoder
-            .cross_entropy(&hidden, &targets, Adaptation::Mixed(&spans))?
-            .to_vec1()
-    }
-}
-
-/// Adds rows `first..end` to the spans, joined to the last one when it has the same adapter and strength.
-fn extend_spans(spans: &mut Vec<LoraSpan>, first: usize, end: usize, adapter: &Arc<LoraModel>, strength: f32) {
-    if first == end || strength == 0.0 {
-        return;
-    }
-    match spans.last_mut() {
-        Some(last) if last.rows.end == first && Arc::ptr_eq(&last.adapter, adapter) && last.strength == strength => {
-            last.rows.end = end;
-        }
-        _ => spans.push(LoraSpan {
-            rows: first..end,
-            adapter: adapter.clone(),
-            strength,
-        }),
+        self.activity.scored(rows, started.elapsed());
+        self.activity.worked(cost, started.elapsed());
     }
 }

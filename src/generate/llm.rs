@@ -145,6 +145,8 @@ impl LocalLlm {
             },
             adapter: self.adapter.clone().map(|adapter| (adapter, 1.0)),
             deadline: None,
+            draft: Vec::new(),
+            fairness: 0,
         };
         let generated = self.engine.generate(generation).await?;
         let answer = |completion: &crate::engine::Completion| {

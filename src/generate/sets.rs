@@ -171,6 +171,8 @@ impl SetGenerator {
             },
             adapter: self.adapter.clone().map(|adapter| (adapter, 1.0)),
             deadline: None,
+            draft: tokens,
+            fairness: 0,
         };
         let generated = self.engine.generate(generation).await?;
         let mut texts: Vec<String> = Vec::new();

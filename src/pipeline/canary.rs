@@ -80,6 +80,8 @@ impl EngineCanary {
             },
             adapter: Some((Arc::clone(adapter), 1.0)),
             deadline: None,
+            draft: Vec::new(),
+            fairness: 0,
         };
         let generated = self.engine.generate(generation).await.map_err(not_tried)?;
         if generated.completions.iter().any(|one| !one.mean_nll.is_finite()) {

@@ -242,6 +242,7 @@ impl Detoxifier {
             candidates,
             seed: options.seed,
             deadline: options.deadline,
+            request: options.request,
         };
         self.rewriter.rewrite(request).await
     }

@@ -1,5 +1,6 @@
 //! What a caller may ask for. The ranges are checked here, once; inside the pipeline they hold.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -171,7 +172,12 @@ pub struct Options {
     pub whole_text: bool,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
+    /// Which request the text is of, a new one with each [`Options::new`]; texts of the same share its place in the model's queue.
+    pub request: u64,
 }
+
+/// The number of the next request.
+static REQUESTS: AtomicU64 = AtomicU64::new(1);
 
 impl Options {
     /// The defaults, with this adapter.
@@ -189,6 +195,7 @@ impl Options {
             always: false,
             whole_text: false,
             deadline: None,
+            request: REQUESTS.fetch_add(1, Ordering::Relaxed),
         }
     }
 }

@@ -148,6 +148,7 @@ mod tests {
             candidates: 4,
             seed: 1,
             deadline: None,
+            request: 0,
         }
     }
 

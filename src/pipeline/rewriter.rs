@@ -27,6 +27,8 @@ pub struct RewriteRequest<'a> {
     pub seed: u64,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
+    /// Which request the sentence is of: one of many sentences does not hold up others.
+    pub request: u64,
 }
 
 /// One way of saying it differently, as the model wrote it.

@@ -1,7 +1,6 @@
 //! The rewriter that is a language model: from a sentence to a prompt, from tokens to candidates.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use super::rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 use crate::engine::{Activity, Engine, EngineError, Generation, Sampling};
@@ -60,6 +59,8 @@ impl LanguageModelRewriter {
                 .adapter()
                 .map(|adapter| (adapter.clone(), request.strength)),
             deadline: request.deadline,
+            draft: source,
+            fairness: request.request,
         };
         let generated = self.engine.generate(generation).await?;
         let completion_tokens = generated
@@ -113,9 +114,7 @@ impl Rewriter for LanguageModelRewriter {
 impl From<EngineError> for RewriteError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::Overloaded => Self::Overloaded {
-                retry_after: Duration::from_secs(1),
-            },
+            EngineError::Overloaded { retry_after } => Self::Overloaded { retry_after },
             EngineError::DeadlinePassed => Self::DeadlinePassed,
             EngineError::Stopped => Self::Cancelled,
             EngineError::Invalid(_) | EngineError::Failed(_) => Self::Failed(error.to_string()),

@@ -39,6 +39,8 @@ fn generation(prompt: &[u32]) -> Generation {
         },
         adapter: None,
         deadline: None,
+        draft: Vec::new(),
+        fairness: 0,
     }
 }
 
@@ -325,7 +327,7 @@ async fn a_full_queue_is_said_to_be_full() {
     let waiting = start(generation(&[4, 5]));
     tokio::task::yield_now().await;
     let error = engine.generate(generation(&[6])).await.unwrap_err();
-    assert!(matches!(error, EngineError::Overloaded), "{error}");
+    assert!(matches!(error, EngineError::Overloaded { .. }), "{error}");
     busy.abort();
     assert!(waiting.await.unwrap().is_ok());
 }

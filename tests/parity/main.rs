@@ -7,13 +7,15 @@
 //! - `policy`: runs that compare with their beginning, or learn from their own texts;
 //! - `adapters`: PEFT's files, good and bad; `merged`: one put into its base; `resume`: an interrupted run against an unbroken one;
 //! - `families`: each family on a small model of it; `four_bit`: 4-bit weights against bitsandbytes and against dense ones;
-//! - `engine`: what the scheduler gives against a plain loop.
+//! - `engine`: what the scheduler gives against a plain loop; `drafts`: that drafts change nothing.
 //!
-//! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file.
+//! What needs the weights of SmolLM2 runs only where `DETOXD_TEST_BASE` names the GGUF file; what needs sentences as well, where
+//! `DETOXD_TEST_SENTENCES` names a file of them.
 
 mod adapters;
 mod cached;
 mod chat;
+mod drafts;
 mod engine;
 mod families;
 mod four_bit;

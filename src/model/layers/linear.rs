@@ -86,6 +86,7 @@ impl<'a> Adaptation<'a> {
                     rows: span.rows.clone(),
                     a: &group.a,
                     b: &group.b,
+                    packed: group.packed(),
                     parts: &group.parts,
                     scale: span.adapter.scale() * span.strength,
                 })

@@ -7,7 +7,7 @@ mod settings;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rand::RngExt;
@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use super::layers::Projection;
 use super::layout;
 pub use super::layout::HEAD;
-use super::ops::LoraPart;
+use super::ops::{self, LoraPart};
 use super::{DecoderConfig, ModelError};
 pub use settings::{ALL_LINEAR, LoraConfig, MODULES, read_config};
 
@@ -36,10 +36,26 @@ pub struct LoraGroup {
     pub b: Tensor,
     /// Where each module's update goes.
     pub parts: Arc<[LoraPart]>,
+    /// `A` and `B` as serving reads them, made when first asked for; none where they may change.
+    packed: Option<Arc<OnceLock<ops::PackedUpdate>>>,
     /// Full names of the modules.
     modules: Vec<String>,
     /// Where the rows of `B` stand in another order in the file: which of them comes next there.
     saved_rows: Option<Arc<[u32]>>,
+}
+
+impl LoraGroup {
+    /// `A` and `B` as serving reads them; none where they may change, or lie on another device.
+    pub(super) fn packed(&self) -> Option<&ops::PackedUpdate> {
+        let packed = self.packed.as_ref()?;
+        match packed.get() {
+            Some(packed) => Some(packed),
+            None => {
+                let made = ops::PackedUpdate::new(&self.a, &self.b, &self.parts).ok()?;
+                Some(packed.get_or_init(|| made))
+            }
+        }
+    }
 }
 
 impl LoraModel {
@@ -160,6 +176,7 @@ impl LoraModel {
         for group in self.groups.values_mut() {
             group.a = Var::from_tensor(&group.a)?.into_inner();
             group.b = Var::from_tensor(&group.b)?.into_inner();
+            group.packed = None;
         }
         Ok(self)
     }
@@ -170,6 +187,7 @@ impl LoraModel {
             let group = LoraGroup {
                 a: group.a.detach(),
                 b: group.b.detach(),
+                packed: None,
                 ..group.clone()
             };
             (*key, group)
@@ -227,11 +245,11 @@ impl LoraModel {
         &self.config
     }
 
-    /// Bytes of its tensors.
+    /// Bytes of its tensors, and of the packed copies that serving makes.
     pub fn bytes(&self) -> usize {
         self.groups
             .values()
-            .map(|group| (group.a.elem_count() + group.b.elem_count()) * size_of::<f32>())
+            .map(|group| 2 * (group.a.elem_count() + group.b.elem_count()) * size_of::<f32>())
             .sum()
     }
 
@@ -280,6 +298,7 @@ impl LoraModel {
                     a: Tensor::cat(&a, 0)?,
                     b: Tensor::cat(&b, 0)?,
                     parts: parts.into(),
+                    packed: Some(Arc::default()),
                     modules,
                     saved_rows,
                 };

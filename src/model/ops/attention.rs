@@ -89,7 +89,7 @@ pub fn attention(
 /// One query head against `keys` and `values` that lie `stride` values apart: `out = softmax(q · kᵀ * scale) · v`.
 /// The rows come in up to two runs, each `(keys, values, count)`.
 #[inline(always)]
-pub(crate) fn attend_row(
+fn attend_row(
     out: &mut [f32],
     query: &[f32],
     runs: [(&[f32], &[f32], usize); 2],

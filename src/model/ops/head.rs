@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::super::kernels::gemm::{MatrixView, gemm};
 use super::super::layers::Weight;
 use super::cross_entropy::{self, BLOCK, Target, loss_and_gradient};
-use super::lora_linear::{self, LowRankUpdate, lora_linear, mixed_linear};
+use super::lora_linear::{self, lora_linear};
+use super::mixed_linear::{LowRankUpdate, mixed_linear};
 use super::{Dropout, LoraPart, values, with_values};
 
 /// As [`super::cross_entropy`], with `scale * (hidden · Aᵀ) · Bᵀ` added to the logits; differentiable in `hidden [tokens, hidden]`,
@@ -289,6 +290,7 @@ mod tests {
             rows: 100..280,
             a: &a,
             b: &b,
+            packed: None,
             parts: &parts,
             scale: 0.5,
         };

@@ -63,7 +63,7 @@ pub fn lora_linear(
     }
 }
 
-fn reference(
+pub(super) fn reference(
     x: &Tensor,
     weight: &Arc<Weight>,
     a: &Tensor,
@@ -94,79 +94,6 @@ fn reference(
         columns.push(base.narrow(1, next, out - next)?);
     }
     Tensor::cat(&columns, 1)
-}
-
-/// A low-rank update of some rows of a batch.
-pub struct LowRankUpdate<'a> {
-    /// Rows of the batch.
-    pub rows: Range<usize>,
-    /// Stacked `A [Σ rank, in]`.
-    pub a: &'a Tensor,
-    /// Stacked `B [Σ rows, rank]`.
-    pub b: &'a Tensor,
-    /// What each part updates.
-    pub parts: &'a [LoraPart],
-    /// Factor on the update.
-    pub scale: f32,
-}
-
-impl LowRankUpdate<'_> {
-    /// The same for a part of the batch, whose first row becomes row 0; `None` when it has no row there.
-    pub(super) fn within(&self, batch: Range<usize>) -> Option<Self> {
-        let (start, end) = (self.rows.start.max(batch.start), self.rows.end.min(batch.end));
-        (start < end).then(|| Self {
-            rows: start - batch.start..end - batch.start,
-            ..*self
-        })
-    }
-}
-
-/// `x · Wᵀ` with a different low-rank update for each span of rows; for serving, not differentiable.
-///
-/// # Errors
-/// When the shapes do not fit.
-pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'_>]) -> Result<Tensor> {
-    let (tokens, in_size) = x.dims2()?;
-    let (out_size, _) = weight.shape();
-    if !x.device().is_cpu() {
-        let mut rows = Vec::new();
-        let mut next = 0;
-        for update in updates {
-            rows.push(linear(&x.narrow(0, next, update.rows.start - next)?, weight)?);
-            let x = x.narrow(0, update.rows.start, update.rows.len())?;
-            rows.push(reference(
-                &x,
-                weight,
-                update.a,
-                update.b,
-                update.parts,
-                update.scale,
-                None,
-            )?);
-            next = update.rows.end;
-        }
-        rows.push(linear(&x.narrow(0, next, tokens - next)?, weight)?);
-        rows.retain(|part| part.elem_count() > 0);
-        return Tensor::cat(&rows, 0);
-    }
-    let mut out = vec![0f32; tokens * out_size];
-    with_values(x, |x| {
-        weight.project(x, tokens, &mut out)?;
-        for update in updates {
-            let x = &x[update.rows.start * in_size..update.rows.end * in_size];
-            let out = &mut out[update.rows.start * out_size..update.rows.end * out_size];
-            with_values(update.a, |a| {
-                with_values(update.b, |b| {
-                    let tokens = update.rows.len();
-                    let mut hidden = vec![0f32; tokens * (a.len() / in_size.max(1))];
-                    add_low_rank(out, &mut hidden, x, a, b, tokens, update.parts, update.scale, None);
-                    Ok(())
-                })
-            })?;
-        }
-        Ok(())
-    })?;
-    Tensor::from_vec(out, (tokens, out_size), x.device())
 }
 
 /// `out += scale * (x · Aᵀ) · Bᵀ` by parts; leaves `x · Aᵀ [tokens, Σ rank]` in `hidden`.

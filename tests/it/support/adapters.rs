@@ -165,6 +165,7 @@ impl Serving {
             dtype: Dtype::Auto,
             quantize: Quantize::Auto,
             threads: Some(1),
+            draft_tokens: detoxd::config::DRAFT_TOKENS,
         };
         let registry = app.state.backend.registry.clone();
         let metrics = app.state.metrics.clone();

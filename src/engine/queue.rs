@@ -1,0 +1,154 @@
+//! What waits for a place in the batch, in a fair order.
+//!
+//! Start-time fair queueing (Goyal et al. 1996): an entry starts, in virtual time, when the one before it of the same key has ended, or
+//! now; it ends after its cost; the entry that starts first is next. A key with a thousand entries waits behind itself, not others
+//! behind it.
+
+use std::collections::{HashMap, VecDeque};
+
+/// Entries by key.
+#[derive(Debug)]
+pub(super) struct FairQueue<T> {
+    flows: HashMap<u64, Flow<T>>,
+    /// Virtual start of the entry that was taken last.
+    now: u64,
+    /// Entries so far: of those that start at the same time the first to come is next.
+    arrived: u64,
+}
+
+#[derive(Debug)]
+struct Flow<T> {
+    /// Virtual start, number and entry.
+    waiting: VecDeque<(u64, u64, T)>,
+    /// Virtual end of the last entry.
+    end: u64,
+}
+
+impl<T> FairQueue<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            flows: HashMap::new(),
+            now: 0,
+            arrived: 0,
+        }
+    }
+
+    /// Puts an entry behind the others of its key.
+    pub(super) fn push(&mut self, key: u64, cost: usize, entry: T) {
+        let flow = self.flows.entry(key).or_insert_with(|| Flow {
+            waiting: VecDeque::new(),
+            end: 0,
+        });
+        let start = flow.end.max(self.now);
+        flow.end = start.saturating_add(cost as u64);
+        self.arrived += 1;
+        flow.waiting.push_back((start, self.arrived, entry));
+    }
+
+    /// Takes the entry that is next among the keys that `may` go.
+    pub(super) fn pop(&mut self, mut may: impl FnMut(u64, &T) -> bool) -> Option<T> {
+        let next = self
+            .flows
+            .iter()
+            .filter_map(|(key, flow)| {
+                let (start, number, entry) = flow.waiting.front()?;
+                may(*key, entry).then_some((*start, *number, *key))
+            })
+            .min()?;
+        let (start, _, key) = next;
+        self.now = self.now.max(start);
+        let (_, _, entry) = self.flows.get_mut(&key)?.waiting.pop_front()?;
+        self.forget();
+        Some(entry)
+    }
+
+    /// Takes out every entry that is not to be kept.
+    pub(super) fn take_out(&mut self, mut keep: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut out = Vec::new();
+        for flow in self.flows.values_mut() {
+            if flow.waiting.iter().all(|(_, _, entry)| keep(entry)) {
+                continue;
+            }
+            for (start, number, entry) in std::mem::take(&mut flow.waiting) {
+                if keep(&entry) {
+                    flow.waiting.push_back((start, number, entry));
+                } else {
+                    out.push(entry);
+                }
+            }
+        }
+        self.forget();
+        out
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.values().all(|flow| flow.waiting.is_empty())
+    }
+
+    /// Lets go of keys that nothing would be remembered of: those that were served no more than others, or all, when nobody waits.
+    fn forget(&mut self) {
+        if self.is_empty() {
+            let ends = self.flows.values().map(|flow| flow.end);
+            self.now = ends.max().unwrap_or(0).max(self.now);
+        }
+        let now = self.now;
+        self.flows.retain(|_, flow| !flow.waiting.is_empty() || flow.end > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_of_one_key_wait_behind_themselves() {
+        let mut queue = FairQueue::new();
+        for number in 0..500 {
+            queue.push(1, 10, (1, number));
+        }
+        let first: Vec<_> = (0..3).filter_map(|_| queue.pop(|_, _| true)).collect();
+        assert_eq!(first, [(1, 0), (1, 1), (1, 2)]);
+        queue.push(2, 10, (2, 0));
+        queue.push(3, 30, (3, 0));
+        queue.push(3, 30, (3, 1));
+        let next: Vec<_> = (0..5).filter_map(|_| queue.pop(|_, _| true)).collect();
+        let small: Vec<_> = next.iter().filter(|(key, _)| *key != 1).collect();
+        assert_eq!(
+            small,
+            [&(2, 0), &(3, 0)],
+            "{next:?}: the second of key 3 costs three of key 1"
+        );
+    }
+
+    #[test]
+    fn a_key_that_may_not_go_holds_up_no_other() {
+        let mut queue = FairQueue::new();
+        queue.push(1, 1, 'a');
+        queue.push(2, 9, 'b');
+        assert_eq!(queue.pop(|key, _| key != 1), Some('b'));
+        assert_eq!(queue.pop(|key, _| key != 1), None);
+        assert!(!queue.is_empty());
+        assert_eq!(queue.pop(|_, _| true), Some('a'));
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn idling_earns_nothing_and_memory_is_let_go() {
+        let mut queue = FairQueue::new();
+        for _ in 0..100 {
+            queue.push(1, 10, 1);
+            assert_eq!(queue.pop(|_, _| true), Some(1));
+        }
+        queue.push(2, 10, 2);
+        queue.push(2, 10, 2);
+        queue.push(1, 10, 1);
+        assert_eq!(queue.pop(|_, _| true), Some(2));
+        assert_eq!(queue.pop(|_, _| true), Some(1), "key 2 has no claim on the past");
+        assert_eq!(queue.take_out(|_| false), [2]);
+        for key in 0..1000 {
+            queue.push(key, 1, 0);
+            queue.pop(|_, _| true);
+        }
+        assert!(queue.flows.len() < 4);
+    }
+}
