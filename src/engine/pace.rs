@@ -19,14 +19,22 @@ pub(super) struct Pace {
     rates: [Rate; Trust::COUNT],
 }
 
-/// Seconds as a linear function of rows: least squares over steps, of which later ones weigh more.
+/// Seconds as a linear function of rows and of rows with logits, which cost more: least squares over steps, of which later ones weigh more.
 #[derive(Debug, Default)]
 struct Fit {
-    count: f64,
-    rows: f64,
-    seconds: f64,
-    rows_rows: f64,
-    rows_seconds: f64,
+    /// Sums of the products of any two of 1, rows, rows with logits.
+    products: [[f64; 3]; 3],
+    /// Sums of the products of these with the seconds.
+    seconds: [f64; 3],
+}
+
+/// What a step is thought to cost, in seconds.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    fixed: f64,
+    row: f64,
+    /// Of a row with logits, on top.
+    logits: f64,
 }
 
 /// How often something was right, of late.
@@ -74,26 +82,27 @@ impl Pace {
         Rate::new(self.rates[Trust::Following as usize].mean(), 4.0)
     }
 
-    /// A step with so many rows took so long.
-    pub(super) fn stepped(&mut self, rows: usize, took: Duration) {
-        self.fit.add(rows as f64, took.as_secs_f64());
+    /// A step with so many rows, of which so many with logits, took so long.
+    pub(super) fn stepped(&mut self, rows: usize, with_logits: usize, took: Duration) {
+        self.fit.add(rows as f64, with_logits as f64, took.as_secs_f64());
     }
 
-    /// The first draft token of a sequence was right or not.
-    pub(super) fn tried(&mut self, trust: Trust, right: bool) {
+    /// A draft token was right for this share of those who came to it.
+    pub(super) fn tried(&mut self, trust: Trust, right: f64) {
         let rate = &mut self.rates[trust as usize];
         rate.fade();
         rate.add(right);
     }
 
-    /// How many draft tokens for each sequence give the most tokens a second, in a step that has `rows` rows without them.
+    /// How many draft tokens for each sequence give the most tokens a second, in a step that has `rows` rows without them; each of the
+    /// sequences has one with logits.
     ///
     /// A draft token's worth is the chance that it is reached and right; the sum of worths over the time of the step is largest when
     /// tokens are taken in the order of their worth for as long as one brings more a second than the step as a whole.
     pub(super) fn plan(&self, slots: &[Slot], rows: usize) -> Vec<usize> {
         let mut lengths = vec![0; slots.len()];
         let limit = |slot: &Slot| slot.limit.min(self.most);
-        let Some((fixed, row)) = self.fit.line() else {
+        let Some(cost) = self.fit.cost() else {
             for (length, slot) in lengths.iter_mut().zip(slots) {
                 *length = limit(slot).min(UNMEASURED);
             }
@@ -114,7 +123,8 @@ impl Pace {
         // A stable sort: of a sequence's tokens the nearer comes first.
         worths.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let mut tokens: f64 = slots.iter().map(|slot| slot.members as f64).sum();
-        let mut seconds = fixed + row * rows as f64;
+        let row = cost.row + cost.logits;
+        let mut seconds = cost.fixed + cost.row * rows as f64 + cost.logits * slots.len() as f64;
         for (worth, index) in worths {
             if worth * seconds <= row * tokens {
                 break;
@@ -128,35 +138,46 @@ impl Pace {
 }
 
 impl Fit {
-    fn add(&mut self, rows: f64, seconds: f64) {
-        for sum in [
-            &mut self.count,
-            &mut self.rows,
-            &mut self.seconds,
-            &mut self.rows_rows,
-            &mut self.rows_seconds,
-        ] {
-            *sum *= KEPT;
+    fn add(&mut self, rows: f64, with_logits: f64, seconds: f64) {
+        let values = [1.0, rows, with_logits];
+        for (i, a) in values.into_iter().enumerate() {
+            self.seconds[i] = self.seconds[i] * KEPT + a * seconds;
+            for (j, b) in values.into_iter().enumerate() {
+                self.products[i][j] = self.products[i][j] * KEPT + a * b;
+            }
         }
-        self.count += 1.0;
-        self.rows += rows;
-        self.seconds += seconds;
-        self.rows_rows += rows * rows;
-        self.rows_seconds += rows * seconds;
     }
 
-    /// Seconds of a step without rows, and of each row; `None` while all steps were alike.
-    fn line(&self) -> Option<(f64, f64)> {
-        let spread = self.count * self.rows_rows - self.rows * self.rows;
-        if self.count < 4.0 || spread < 0.5 * self.count * self.count {
+    /// `None` while all steps were alike.
+    fn cost(&self) -> Option<Cost> {
+        let [[count, rows, logits], [_, rows_rows, rows_logits], [.., logits_logits]] = self.products;
+        if count < 4.0 {
             return None;
         }
-        let mean = self.seconds / self.count;
-        let row = (self.count * self.rows_seconds - self.rows * self.seconds) / spread;
+        let mean = self.seconds[0] / count;
+        // About the means, as variances and covariances.
+        let about = |sum: f64, a: f64, b: f64| (sum - a * b / count) / count;
+        let (rr, ll) = (about(rows_rows, rows, rows), about(logits_logits, logits, logits));
+        let rl = about(rows_logits, rows, logits);
+        let rs = about(self.seconds[1], rows, self.seconds[0]);
+        let ls = about(self.seconds[2], logits, self.seconds[0]);
+        if rr < 0.5 {
+            return None;
+        }
+        let (mean_rows, mean_logits) = (rows / count, logits / count);
+        let determinant = rr * ll - rl * rl;
+        let (mut row, mut more) = (rs / rr, 0.0);
+        if determinant > 0.01 * rr * ll.max(0.5) {
+            (row, more) = ((rs * ll - ls * rl) / determinant, (ls * rr - rs * rl) / determinant);
+        }
         // Noise may make a row cost nothing, or a step less than nothing.
-        let mean_rows = self.rows / self.count;
-        let row = row.clamp(0.01 * mean / mean_rows, mean / mean_rows);
-        Some((mean - row * mean_rows, row))
+        row = row.clamp(0.01 * mean / mean_rows, mean / mean_rows);
+        more = more.clamp(0.0, (mean - row * mean_rows) / mean_logits.max(1.0));
+        Some(Cost {
+            fixed: mean - row * mean_rows - more * mean_logits,
+            row,
+            logits: more,
+        })
     }
 }
 
@@ -172,9 +193,9 @@ impl Rate {
         self.right / self.tried
     }
 
-    pub(super) fn add(&mut self, right: bool) {
+    pub(super) fn add(&mut self, right: f64) {
         self.tried += 1.0;
-        self.right += f64::from(u8::from(right));
+        self.right += right;
     }
 
     fn fade(&mut self) {
@@ -189,8 +210,8 @@ mod tests {
 
     fn pace(fixed: f64, row: f64) -> Pace {
         let mut pace = Pace::new(16);
-        for rows in [1, 20, 5, 1, 8, 3] {
-            pace.stepped(rows, Duration::from_secs_f64(fixed + row * rows as f64));
+        for (rows, with_logits) in [(1, 1), (20, 1), (5, 5), (12, 2), (8, 8), (3, 3)] {
+            pace.stepped(rows, with_logits, Duration::from_secs_f64(fixed + row * rows as f64));
         }
         pace
     }
@@ -218,9 +239,27 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_found_again() {
-        let (fixed, row) = pace(3e-3, 4e-4).fit.line().unwrap();
-        assert!((fixed - 3e-3).abs() < 1e-8 && (row - 4e-4).abs() < 1e-8);
+    fn the_cost_is_found_again() {
+        let mut fit = Fit::default();
+        for (rows, with_logits) in [(1.0, 1.0), (20.0, 1.0), (5.0, 5.0), (9.0, 2.0), (8.0, 8.0)] {
+            fit.add(rows, with_logits, 3e-3 + 4e-4 * rows + 1e-4 * with_logits);
+        }
+        let cost = fit.cost().unwrap();
+        assert!(
+            (cost.fixed - 3e-3).abs() < 1e-8 && (cost.row - 4e-4).abs() < 1e-8 && (cost.logits - 1e-4).abs() < 1e-8
+        );
+        let mut alike = Fit::default();
+        for rows in [4.0, 4.0, 4.0, 4.0, 4.0, 4.0] {
+            alike.add(rows, rows, 1.0);
+        }
+        assert!(alike.cost().is_none());
+        // Where every row has logits the two can't be told apart, and need not be.
+        let mut without_prompts = Fit::default();
+        for rows in [1.0, 2.0, 8.0, 4.0, 1.0, 2.0] {
+            without_prompts.add(rows, rows, 3e-3 + 5e-4 * rows);
+        }
+        let cost = without_prompts.cost().unwrap();
+        assert!((cost.row + cost.logits - 5e-4).abs() < 1e-8);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Scheduler {
         match self.step() {
             Ok(stepped) => {
                 let took = started.elapsed();
-                self.pace.stepped(stepped.rows, took);
+                self.pace.stepped(stepped.rows, stepped.with_logits, took);
                 self.activity.stepped(&stepped, took);
             }
             Err(error) => {

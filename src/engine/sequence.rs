@@ -168,7 +168,7 @@ impl Group {
         let draft = self.draft.expected()[..drafted].to_vec();
         let members: Vec<usize> = (0..self.candidates.len()).collect();
         let outcomes = self.follow(&members, &draft, rows);
-        learn(&outcomes, &draft, &mut self.rate, self.draft.trust(), pace);
+        learn(&outcomes, &mut self.rate, self.draft.trust(), pace);
         for (accepted, last, members) in outcomes.branches {
             let mut cache = KvCache::continuing(prompt.clone(), config, self.generation.max_new_tokens);
             cache.extend_from(&computed, length..length + accepted)?;
@@ -204,7 +204,7 @@ impl Group {
         let draft = pointer.expected()[..drafted].to_vec();
         let before = cache.positions() - drafted;
         let mut outcomes = self.follow(&members, &draft, rows);
-        learn(&outcomes, &draft, &mut rate, pointer.trust(), pace);
+        learn(&outcomes, &mut rate, pointer.trust(), pace);
         let mut parted = |accepted: usize, last: u32, members: Vec<usize>, cache: KvCache| {
             self.branches.push(Branch {
                 cache,
@@ -229,7 +229,10 @@ impl Group {
 
     /// Lets each member choose along the draft, as far as it chooses what was drafted.
     fn follow(&mut self, members: &[usize], draft: &[u32], rows: &[Row<'_>]) -> Outcomes {
-        let mut outcomes = Outcomes::default();
+        let mut outcomes = Outcomes {
+            tried: vec![(0, 0); draft.len()],
+            ..Outcomes::default()
+        };
         for &member in members {
             let candidate = &mut self.candidates[member];
             let mut accepted = 0;
@@ -238,6 +241,10 @@ impl Group {
                 outcomes.came.written += 1;
                 let is_right = expected == Some(&token);
                 outcomes.came.accepted = outcomes.came.accepted.max(accepted + usize::from(is_right));
+                if let Some((reached, right)) = outcomes.tried.get_mut(accepted) {
+                    *reached += 1;
+                    *right += usize::from(is_right);
+                }
                 if candidate.state != State::Running {
                     break;
                 }
@@ -297,6 +304,8 @@ impl Group {
 struct Outcomes {
     /// Draft tokens accepted, the token written after them, and who wrote it.
     branches: Vec<(usize, u32, Vec<usize>)>,
+    /// Of each draft token, how many members reached it and for how many it was right.
+    tried: Vec<(usize, usize)>,
     came: Came,
 }
 
@@ -319,16 +328,15 @@ fn moved(draft: &Draft, accepted: &[u32], last: u32) -> Draft {
     draft
 }
 
-/// Each draft token up to the first wrong one says how good drafts are; those behind it were not put to the test.
-fn learn(outcomes: &Outcomes, draft: &[u32], rate: &mut Rate, trust: Trust, pace: &mut Pace) {
-    for place in 0..draft.len().min(outcomes.came.accepted + 1) {
-        let is_right = place < outcomes.came.accepted;
-        if place == 0 {
-            pace.tried(trust, is_right);
-        } else {
-            pace.tried(Trust::Following, is_right);
+/// Each draft token that was reached says how good drafts are; those behind a wrong one were not put to the test.
+fn learn(outcomes: &Outcomes, rate: &mut Rate, trust: Trust, pace: &mut Pace) {
+    for (place, &(reached, right)) in outcomes.tried.iter().enumerate() {
+        if reached == 0 {
+            break;
         }
-        rate.add(is_right);
+        let share = right as f64 / reached as f64;
+        pace.tried(if place == 0 { trust } else { Trust::Following }, share);
+        rate.add(share);
     }
 }
 

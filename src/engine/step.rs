@@ -21,9 +21,11 @@ pub(super) struct Stepped {
     pub sequences: usize,
     /// Tokens computed.
     pub rows: usize,
+    /// Of these, tokens whose logits were wanted.
+    pub with_logits: usize,
     /// Of these, tokens of prompts.
     pub prefilled: usize,
-    /// Of these, draft tokens.
+    /// Draft tokens.
     pub drafted: usize,
     /// Of these, right ones.
     pub accepted: usize,
@@ -60,6 +62,7 @@ impl Scheduler {
         let mut stepped = Stepped {
             sequences: items.len(),
             rows: hidden.dims()[0],
+            with_logits: rows.len(),
             ..Stepped::default()
         };
         for item in &items {

@@ -1,5 +1,6 @@
 //! A projection with a different low-rank update for each span of rows: many adapters in one batch, for serving.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,37 +27,36 @@ pub struct LowRankUpdate<'a> {
 }
 
 impl LowRankUpdate<'_> {
-    /// Adds it to its rows of the result `[rows, out]`, from its rows of the input.
-    fn add_to(&self, out: &mut [f32], x: &[f32], in_size: usize) -> Result<()> {
+    /// `x · Aᵀ` of its rows of the input.
+    fn gather(&self, x: &[f32], in_size: usize) -> Result<Hidden<'_>> {
         let (ranks, a_in) = self.a.dims2()?;
         if a_in != in_size {
             bail!("an adapter of {a_in} values got {in_size}")
         }
-        let made;
         let packed = match self.packed {
-            Some(packed) => packed,
-            None => {
-                made = PackedUpdate::new(self.a, self.b, self.parts)?;
-                &made
-            }
+            Some(packed) => Cow::Borrowed(packed),
+            None => Cow::Owned(PackedUpdate::new(self.a, self.b, self.parts)?),
         };
-        let m = self.rows.len();
-        let mut hidden = vec![0f32; m * ranks];
-        low_rank::gather(x, &packed.a, in_size, ranks, &mut hidden);
-        let out_width = out.len() / m.max(1);
+        let mut values = vec![0f32; self.rows.len() * ranks];
+        low_rank::gather(x, &packed.a, in_size, ranks, &mut values);
+        Ok(Hidden { values, ranks, packed })
+    }
+
+    /// Adds the update to its rows of the result `[rows, out]`.
+    fn spread(&self, hidden: &Hidden<'_>, out: &mut [f32]) {
+        let out_width = out.len() / self.rows.len().max(1);
         for part in self.parts {
             let rank = part.rank.len();
             let spread = low_rank::Spread {
-                hidden: &hidden,
-                ranks,
+                hidden: &hidden.values,
+                ranks: hidden.ranks,
                 first: part.rank.start,
-                b: &packed.b[part.b_rows.start * rank..part.b_rows.end * rank],
+                b: &hidden.packed.b[part.b_rows.start * rank..part.b_rows.end * rank],
                 rank,
                 scale: self.scale,
             };
             spread.add_to(out, out_width, part.rows.start);
         }
-        Ok(())
     }
 
     /// The same for a part of the batch, whose first row becomes row 0; `None` when it has no row there.
@@ -99,22 +99,44 @@ pub fn mixed_linear(x: &Tensor, weight: &Arc<Weight>, updates: &[LowRankUpdate<'
         return Tensor::cat(&rows, 0);
     }
     let mut out = vec![0f32; tokens * out_size];
+    let mut hidden: Vec<Result<Hidden<'_>>> = Vec::new();
     with_values(x, |x| {
-        match &**weight {
+        let mut project = || match &**weight {
             Weight::Dense(weight) => with_values(weight, |weight| {
                 low_rank::project(x, weight, tokens, out_size, in_size, &mut out);
                 Ok(())
-            })?,
-            weight => weight.project(x, tokens, &mut out)?,
+            }),
+            weight => weight.project(x, tokens, &mut out),
+        };
+        let gather = || {
+            hidden = updates
+                .iter()
+                .map(|update| update.gather(&x[update.rows.start * in_size..update.rows.end * in_size], in_size))
+                .collect();
+        };
+        // Beside each other: were one thread to gather alone, the others would fall asleep before every product.
+        if updates.is_empty() {
+            project()?;
+        } else {
+            rayon::join(project, gather).0?;
         }
-        for update in updates {
-            let x = &x[update.rows.start * in_size..update.rows.end * in_size];
-            let out = &mut out[update.rows.start * out_size..update.rows.end * out_size];
-            update.add_to(out, x, in_size)?;
+        for (update, hidden) in updates.iter().zip(hidden) {
+            update.spread(
+                &hidden?,
+                &mut out[update.rows.start * out_size..update.rows.end * out_size],
+            );
         }
         Ok(())
     })?;
     Tensor::from_vec(out, (tokens, out_size), x.device())
+}
+
+/// `x · Aᵀ` of an update, and what is to be done with it.
+struct Hidden<'a> {
+    /// `[rows, Σ rank]`.
+    values: Vec<f32>,
+    ranks: usize,
+    packed: Cow<'a, PackedUpdate>,
 }
 
 /// The matrices of an update in the order in which serving reads them.
