@@ -171,8 +171,8 @@ impl Fit {
             (row, more) = ((rs * ll - ls * rl) / determinant, (ls * rr - rs * rl) / determinant);
         }
         // Noise may make a row cost nothing, or a step less than nothing.
-        row = row.clamp(0.01 * mean / mean_rows, mean / mean_rows);
-        more = more.clamp(0.0, (mean - row * mean_rows) / mean_logits.max(1.0));
+        row = row.min(mean / mean_rows).max(0.01 * mean / mean_rows);
+        more = more.min((mean - row * mean_rows) / mean_logits.max(1.0)).max(0.0);
         Some(Cost {
             fixed: mean - row * mean_rows - more * mean_logits,
             row,
@@ -206,6 +206,9 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
 
     fn pace(fixed: f64, row: f64) -> Pace {
@@ -260,6 +263,28 @@ mod tests {
         }
         let cost = without_prompts.cost().unwrap();
         assert!((cost.row + cost.logits - 5e-4).abs() < 1e-8);
+    }
+
+    #[test]
+    fn noise_gives_no_cost_below_nothing() {
+        let mut rng = StdRng::seed_from_u64(4);
+        for _ in 0..2000 {
+            let mut fit = Fit::default();
+            for _ in 0..rng.random_range(1..40) {
+                let rows: f64 = rng.random_range(1..30).into();
+                let with_logits = rng.random_range(0.0..=rows).floor();
+                let seconds = if rng.random_bool(0.5) {
+                    rng.random_range(0.0..1e-2)
+                } else {
+                    rows * 1e-3
+                };
+                fit.add(rows, with_logits, seconds);
+                if let Some(cost) = fit.cost() {
+                    assert!(cost.row >= 0.0 && cost.logits >= 0.0, "{cost:?}");
+                    assert!(cost.fixed >= -1e-9 && cost.fixed.is_finite(), "{cost:?}");
+                }
+            }
+        }
     }
 
     #[test]
