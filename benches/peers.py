@@ -1,7 +1,7 @@
 """Decoding speed beside llama.cpp and transformers: the same GGUF file, the same machine, turn by turn.
 
     python benches/peers.py make SMOLLM2.gguf FOLDER     # writes smollm2-q8_0.gguf, random-500m-q4_1.gguf, random-500m-q8_0.gguf
-    python benches/peers.py decode FILE.gguf … [--batch 1 8] --bench target/release/deps/decode_batch-…
+    python benches/peers.py decode FILE.gguf … [--batch 1 8] --bench target/release/deps/decode-…
     detoxd model merge --model smollm2-135m --adapter assets/adapters/smollm2-135m/default-1 --out FOLDER/merged
     python benches/peers.py gguf FOLDER/merged SMOLLM2.gguf FOLDER/merged-q4_1.gguf   # the merged weights, Q4_1 and Q8_0 where SMOLLM2.gguf is
     python benches/peers.py rewrite FOLDER/merged-q4_1.gguf --texts valid.jsonl --first 200
@@ -106,7 +106,7 @@ class Transformers:
 
 class Detoxd:
     def __init__(self, path, batch, tokens, bench, threads):
-        self.command = [bench, path, batch, tokens, 1, threads]
+        self.command = [bench, path, "--batch", batch, "--tokens", tokens, "--runs", 1, "--threads", threads, "--alone"]
 
     def run(self):
         done = subprocess.run([str(part) for part in self.command], capture_output=True, text=True, check=True)
@@ -197,9 +197,38 @@ def rewrite(options):
     print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "detoxd to": ratios}))
 
 
+def writer(path, source, changed=None):
+    """A GGUF file with the metadata of another one."""
+    from gguf import GGUFWriter
+
+    out = GGUFWriter(path, "llama")
+    for field in source.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            value = (changed or {}).get(field.name, field.contents())
+            out.add_key_value(field.name, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    return out
+
+
+def add(out, name, values, kind):
+    """Vectors stay in f32."""
+    from gguf import quants
+
+    if values.ndim == 1:
+        out.add_tensor(name, values.astype(np.float32))
+    else:
+        out.add_tensor(name, quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
+
+
+def close(out):
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
 def gguf(options):
     """The weights of a merged folder under the names, the order and the types of a GGUF file, and all in Q8_0."""
-    from gguf import GGMLQuantizationType as Q, GGUFReader, GGUFWriter, quants
+    from gguf import GGMLQuantizationType as Q, GGUFReader
     from safetensors import safe_open
 
     source = GGUFReader(options.source)
@@ -212,10 +241,7 @@ def gguf(options):
         with safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name).float().numpy() for name in file.keys()}
     for path, kind in ((options.out, None), (options.out.with_name(options.out.stem.replace("q4_1", "q8_0") + ".gguf"), Q.Q8_0)):
-        out = GGUFWriter(path, "llama")
-        for field in source.fields.values():
-            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
-                out.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        out = writer(path, source)
         for tensor in source.tensors:
             parts = tensor.name.split(".")
             if parts[0] == "blk":
@@ -226,15 +252,8 @@ def gguf(options):
                     values = values.reshape(count, 2, rows // count // 2, -1).swapaxes(1, 2).reshape(rows, -1)
             else:
                 values = tensors[{"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[parts[0]]]
-            if values.ndim == 1:
-                out.add_tensor(tensor.name, values)
-            else:
-                to = kind or tensor.tensor_type
-                out.add_tensor(tensor.name, quants.quantize(values, to), raw_dtype=to)
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_tensors_to_file()
-        out.close()
+            add(out, tensor.name, values, kind or tensor.tensor_type)
+        close(out)
 
 
 def decode(options):
@@ -263,34 +282,11 @@ def decode(options):
 
 
 def make(options):
-    from gguf import GGMLQuantizationType as Q, GGUFReader, GGUFWriter, quants
+    from gguf import GGMLQuantizationType as Q, GGUFReader, quants
 
     options.folder.mkdir(parents=True, exist_ok=True)
     source = GGUFReader(options.source)
-
-    def writer(name, changed):
-        out = GGUFWriter(options.folder / name, "llama")
-        for field in source.fields.values():
-            if field.name.startswith("GGUF.") or field.name == "general.architecture":
-                continue
-            value = changed.get(field.name, field.contents())
-            kinds = field.types
-            out.add_key_value(field.name, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
-        return out
-
-    def close(out):
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_tensors_to_file()
-        out.close()
-
-    def add(out, name, values, kind):
-        if values.ndim == 1:
-            out.add_tensor(name, values.astype(np.float32))
-        else:
-            out.add_tensor(name, quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
-
-    out = writer("smollm2-q8_0.gguf", {})
+    out = writer(options.folder / "smollm2-q8_0.gguf", source)
     for tensor in source.tensors:
         add(out, tensor.name, quants.dequantize(tensor.data, tensor.tensor_type), Q.Q8_0)
     close(out)
@@ -302,7 +298,7 @@ def make(options):
     }
     for kind in (Q.Q4_1, Q.Q8_0):
         random = np.random.default_rng(1)
-        out = writer(f"random-500m-{kind.name.lower()}.gguf", sizes)
+        out = writer(options.folder / f"random-500m-{kind.name.lower()}.gguf", source, sizes)
         matrix = lambda rows, columns: random.standard_normal((rows, columns), dtype=np.float32) / columns**0.5
         add(out, "token_embd.weight", matrix(vocabulary, hidden), Q.Q8_0)
         add(out, "output_norm.weight", np.ones(hidden), Q.F32)
@@ -330,7 +326,7 @@ def main():
     making.set_defaults(run=make)
     decoding = commands.add_parser("decode")
     decoding.add_argument("files", type=Path, nargs="+")
-    decoding.add_argument("--bench", type=Path, required=True, help="the decode_batch executable")
+    decoding.add_argument("--bench", type=Path, required=True, help="the executable of benches/decode.rs")
     decoding.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     decoding.add_argument("--tokens", type=int, default=64)
     decoding.add_argument("--rounds", type=int, default=5)

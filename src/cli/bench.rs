@@ -14,20 +14,13 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::client::ServerArgs;
+
 /// Drives a running service from a file of texts, and prints requests and tokens a second and how long answers take.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Address of the service
-    #[arg(
-        long,
-        env = "DETOXD_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8080"
-    )]
-    server: String,
-    /// Key of the service, where it asks for one
-    #[arg(long, env = "DETOXD_API_KEY", value_name = "KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Texts, one a line; of JSON lines the field "text", "toxic" or "anchor"
     #[arg(long, value_name = "FILE")]
     texts: PathBuf,
@@ -185,8 +178,8 @@ impl Requests {
                 .pool_max_idle_per_host(usize::MAX)
                 .no_proxy()
                 .build()?,
-            url: format!("{}{path}", args.server.trim_end_matches('/')),
-            key: args.api_key.clone(),
+            url: format!("{}{path}", args.server.address()?.0),
+            key: args.server.key(),
             bodies,
             next: AtomicUsize::new(0),
         })

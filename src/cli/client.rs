@@ -115,6 +115,28 @@ impl ServerArgs {
     /// # Errors
     /// When the address is none.
     pub fn client(&self) -> anyhow::Result<Client> {
+        let (server, host) = self.address()?;
+        let mut config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(5)))
+            // A stream says something every 15 s; an activation loads its adapter before it answers.
+            .timeout_per_read(Some(Duration::from_secs(120)));
+        if is_loopback(&host) {
+            // A proxy is another machine, with another loopback address.
+            config = config.proxy(None);
+        }
+        Ok(Client {
+            agent: config.build().new_agent(),
+            server,
+            key: self.key(),
+        })
+    }
+
+    /// Its address without a slash at the end, and the host in it.
+    ///
+    /// # Errors
+    /// When the address is none.
+    pub fn address(&self) -> anyhow::Result<(String, String)> {
         let server = self.server.trim_end_matches('/').to_owned();
         let uri: Uri = match server.parse() {
             Ok(uri) => uri,
@@ -123,20 +145,12 @@ impl ServerArgs {
         let (Some("http" | "https"), Some(host)) = (uri.scheme_str(), uri.host()) else {
             anyhow::bail!("--server {server}: expected http://HOST:PORT");
         };
-        let mut config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(5)))
-            // A stream says something every 15 s; an activation loads its adapter before it answers.
-            .timeout_per_read(Some(Duration::from_secs(120)));
-        if is_loopback(host) {
-            // A proxy is another machine, with another loopback address.
-            config = config.proxy(None);
-        }
-        Ok(Client {
-            agent: config.build().new_agent(),
-            server,
-            key: self.api_key.clone().filter(|key| !key.is_empty()),
-        })
+        Ok((server, host.to_owned()))
+    }
+
+    /// The key, if there is one.
+    pub fn key(&self) -> Option<String> {
+        self.api_key.clone().filter(|key| !key.is_empty())
     }
 }
 

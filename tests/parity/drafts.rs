@@ -215,14 +215,12 @@ async fn and_so_they_do_with_quantised_weights() {
     compare(Arc::new(tiny::decoder("tied", Purpose::ServeQuantized)), 1500, 7).await;
 }
 
-#[tokio::test]
-async fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_none() {
-    let decoder = Arc::new(tiny::tied());
-    let bare = engine(&decoder, 0);
-    let request = Generation {
-        prompt: vec![5, 6, 7],
+/// The likeliest tokens after a prompt, so many, whatever they are.
+fn greedy(prompt: Vec<u32>, max_new_tokens: usize) -> Generation {
+    Generation {
+        prompt,
         end: u32::MAX,
-        max_new_tokens: 40,
+        max_new_tokens,
         candidates: 1,
         sampling: Sampling {
             temperature: 0.0,
@@ -233,7 +231,14 @@ async fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_none() {
         deadline: None,
         draft: Vec::new(),
         fairness: 0,
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_none() {
+    let decoder = Arc::new(tiny::tied());
+    let bare = engine(&decoder, 0);
+    let request = greedy(vec![5, 6, 7], 40);
     let want = bare.generate(request.clone()).await.unwrap().completions;
     assert_eq!(bare.steps(), 40);
     let right = engine(&decoder, 4);
@@ -305,19 +310,8 @@ async fn a_long_prompt_is_taken_in_pieces_while_others_write() {
     let decoder = Arc::new(tiny::tied());
     let engine = engine(&decoder, 0);
     let request = |length: usize, max_new_tokens: usize| Generation {
-        prompt: tiny::sequences(&[length], 3).remove(0),
-        end: u32::MAX,
-        max_new_tokens,
-        candidates: 1,
-        sampling: Sampling {
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-        },
-        adapter: None,
-        deadline: None,
-        draft: Vec::new(),
         fairness: length as u64,
+        ..greedy(tiny::sequences(&[length], 3).remove(0), max_new_tokens)
     };
     let long = request(200, 3);
     let want = plain(&decoder, &long);

@@ -5,3 +5,4 @@ pub mod app;
 pub mod databases;
 pub mod fake;
 pub mod proxy;
+pub mod queue;
