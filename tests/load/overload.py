@@ -53,7 +53,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         arguments = ["serve", "--model", options.model, "--data-dir", folder, "--listen", f"127.0.0.1:{port}",
-                     "--rewrite-cache-bytes", "0", "--log-level", "warn"]
+                     "--rewrite-cache-bytes", "0", "--log", "warn"]
         process = Process(options.detoxd, arguments, Path(folder) / "log")
         try:
             run(options, Server(f"http://127.0.0.1:{port}"), process, probe)
