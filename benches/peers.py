@@ -8,7 +8,7 @@
 
 Each program reads prompts of 16 tokens and decodes --tokens more, greedily, --batch sequences at once; reading the prompts is not counted.
 llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; transformers by `generate`, its weights dequantised to f32 and
-to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source, llama.cpp with drafts of n-grams
+to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source (and 64 at once), llama.cpp with drafts of n-grams
 that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none. Tokens a second are those of
 the rewrites, reading the prompts included; loading is not. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
 """
@@ -185,16 +185,19 @@ def rewrite(options):
     _, threads, n, m = tuned
     plain_threads = max(peers, key=lambda threads: peers[threads].speed(sources[:20], 1, 0))
     speeds = {}
+    alone = ["--in-flight", "1"]
+    ways = {"detoxd": alone, "detoxd, no drafts": [*alone, "--draft-tokens", "0"], "detoxd, 64 at once": ["--in-flight", "64"]}
     for _ in range(options.rounds):
-        for name, more in (("detoxd", []), ("detoxd, no drafts", ["--draft-tokens", "0"])):
+        for name, more in ways.items():
             load, _ = ours(texts[0] + "\n", *more)
             took, tokens = ours(lines, *more)
             speeds.setdefault(name, []).append(tokens / (took - load))
         speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
         speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
     medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
-    ratios = {name: round(medians["detoxd"] / speed, 2) for name, speed in medians.items() if name != "detoxd"}
-    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "detoxd to": ratios}))
+    others = {name: speed for name, speed in medians.items() if name not in ways}
+    ratios = {f"{way} to {name}": round(medians[way] / speed, 2) for way in ways for name, speed in others.items()}
+    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "ratios": ratios}))
 
 
 def writer(path, source, changed=None):

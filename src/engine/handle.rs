@@ -122,9 +122,9 @@ pub struct Generated {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Too many requests wait already.
-    #[error("the engine's queue is full; what is in it takes some {retry_after:?}")]
+    #[error("too much waits for the engine: some {retry_after:?} of work")]
     Overloaded {
-        /// How long what waits will take, at the speed of late.
+        /// How long one who comes now would wait, at the speed of late.
         retry_after: Duration,
     },
     /// The deadline passed first.
@@ -308,16 +308,28 @@ impl Engine {
         }
     }
 
+    /// Whether one who comes now will have his turn within `patience`.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when not.
+    pub fn check_wait(&self, patience: Duration) -> Result<(), EngineError> {
+        let wait = self.activity.expected_wait();
+        if wait > patience {
+            return Err(EngineError::Overloaded { retry_after: wait });
+        }
+        Ok(())
+    }
+
     fn send(&self, command: Command) -> Result<(), EngineError> {
-        let cost = command.cost();
+        let (key, cost) = (command.key(), command.cost());
         // Counted first: the engine may have taken it before this returns.
-        if !self.activity.submit(cost, self.max_waiting) {
+        if !self.activity.submit(key, cost, self.max_waiting) {
             return Err(EngineError::Overloaded {
                 retry_after: self.activity.expected_wait(),
             });
         }
         self.commands.send(command).map_err(|_| {
-            self.activity.received(cost);
+            self.activity.received(key, cost);
             EngineError::Stopped
         })
     }

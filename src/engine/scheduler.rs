@@ -98,7 +98,7 @@ impl Scheduler {
                         && (own == 0 || own + sequences <= share))
             });
             let Some(command) = next else { return };
-            self.activity.received(command.cost());
+            self.activity.received(command.key(), command.cost());
             self.prefixes.shrink(
                 self.config
                     .max_cached_tokens
@@ -137,7 +137,7 @@ impl Scheduler {
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
         for command in self.queue.take_out(|command| !command.is_unwanted(now)) {
-            self.activity.received(command.cost());
+            self.activity.received(command.key(), command.cost());
             command.fail(EngineError::DeadlinePassed);
         }
         self.scoring.retain(|scoring| !scoring.is_abandoned());

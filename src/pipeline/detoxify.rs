@@ -242,7 +242,7 @@ impl Detoxifier {
             candidates,
             seed: options.seed,
             deadline: options.deadline,
-            request: options.request,
+            turn: &options.turn,
         };
         self.rewriter.rewrite(request).await
     }

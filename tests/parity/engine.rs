@@ -53,6 +53,30 @@ fn endless() -> Generation {
     }
 }
 
+#[tokio::test]
+async fn a_busy_engine_says_how_long_one_would_wait() {
+    let engine = engine(limits());
+    assert!(
+        engine.check_wait(Duration::ZERO).is_ok(),
+        "there is nothing to wait for"
+    );
+    engine.generate(generation(&[4, 5])).await.unwrap();
+    assert!(engine.check_wait(Duration::ZERO).is_ok());
+    let busy = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.generate(endless()).await }
+    });
+    while engine.activity().expected_wait().is_zero() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    match engine.check_wait(Duration::ZERO) {
+        Err(EngineError::Overloaded { retry_after }) => assert!(retry_after > Duration::ZERO),
+        other => panic!("{other:?}"),
+    }
+    assert!(engine.check_wait(Duration::from_secs(3600)).is_ok());
+    busy.abort();
+}
+
 fn likelihood(decoder: &Decoder, tokens: &[u32], first: usize, adaptation: Adaptation<'_>) -> Vec<f32> {
     let mut packing = Packing::new();
     packing.push_sequence(tokens.len());
