@@ -45,8 +45,9 @@ impl<T> FairQueue<T> {
         flow.waiting.push_back((start, self.arrived, entry));
     }
 
-    /// Takes the entry that is next among the keys that `may` go.
-    pub(super) fn pop(&mut self, mut may: impl FnMut(u64, &T) -> bool) -> Option<T> {
+    /// Takes the entry that is next among the keys that `may` go, if it `fits`; else nothing: were smaller ones let by, there would never be
+    /// room for it.
+    pub(super) fn pop(&mut self, mut may: impl FnMut(u64, &T) -> bool, fits: impl FnOnce(&T) -> bool) -> Option<T> {
         let next = self
             .flows
             .iter()
@@ -56,8 +57,12 @@ impl<T> FairQueue<T> {
             })
             .min()?;
         let (start, _, key) = next;
+        let flow = self.flows.get_mut(&key)?;
+        if !fits(&flow.waiting.front()?.2) {
+            return None;
+        }
         self.now = self.now.max(start);
-        let (_, _, entry) = self.flows.get_mut(&key)?.waiting.pop_front()?;
+        let (_, _, entry) = flow.waiting.pop_front()?;
         self.forget();
         Some(entry)
     }
@@ -106,12 +111,12 @@ mod tests {
         for number in 0..500 {
             queue.push(1, 10, (1, number));
         }
-        let first: Vec<_> = (0..3).filter_map(|_| queue.pop(|_, _| true)).collect();
+        let first: Vec<_> = (0..3).filter_map(|_| queue.pop(|_, _| true, |_| true)).collect();
         assert_eq!(first, [(1, 0), (1, 1), (1, 2)]);
         queue.push(2, 10, (2, 0));
         queue.push(3, 30, (3, 0));
         queue.push(3, 30, (3, 1));
-        let next: Vec<_> = (0..5).filter_map(|_| queue.pop(|_, _| true)).collect();
+        let next: Vec<_> = (0..5).filter_map(|_| queue.pop(|_, _| true, |_| true)).collect();
         let small: Vec<_> = next.iter().filter(|(key, _)| *key != 1).collect();
         assert_eq!(
             small,
@@ -125,11 +130,21 @@ mod tests {
         let mut queue = FairQueue::new();
         queue.push(1, 1, 'a');
         queue.push(2, 9, 'b');
-        assert_eq!(queue.pop(|key, _| key != 1), Some('b'));
-        assert_eq!(queue.pop(|key, _| key != 1), None);
+        assert_eq!(queue.pop(|key, _| key != 1, |_| true), Some('b'));
+        assert_eq!(queue.pop(|key, _| key != 1, |_| true), None);
         assert!(!queue.is_empty());
-        assert_eq!(queue.pop(|_, _| true), Some('a'));
+        assert_eq!(queue.pop(|_, _| true, |_| true), Some('a'));
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_overtaken() {
+        let mut queue = FairQueue::new();
+        queue.push(1, 100, 100);
+        queue.push(2, 1, 1);
+        assert_eq!(queue.pop(|_, _| true, |&size| size <= 10), None);
+        assert_eq!(queue.pop(|_, _| true, |&size| size <= 100), Some(100));
+        assert_eq!(queue.pop(|_, _| true, |&size| size <= 10), Some(1));
     }
 
     #[test]
@@ -137,17 +152,17 @@ mod tests {
         let mut queue = FairQueue::new();
         for _ in 0..100 {
             queue.push(1, 10, 1);
-            assert_eq!(queue.pop(|_, _| true), Some(1));
+            assert_eq!(queue.pop(|_, _| true, |_| true), Some(1));
         }
         queue.push(2, 10, 2);
         queue.push(2, 10, 2);
         queue.push(1, 10, 1);
-        assert_eq!(queue.pop(|_, _| true), Some(2));
-        assert_eq!(queue.pop(|_, _| true), Some(1), "key 2 has no claim on the past");
+        assert_eq!(queue.pop(|_, _| true, |_| true), Some(2));
+        assert_eq!(queue.pop(|_, _| true, |_| true), Some(1), "key 2 has no claim on the past");
         assert_eq!(queue.take_out(|_| false), [2]);
         for key in 0..1000 {
             queue.push(key, 1, 0);
-            queue.pop(|_, _| true);
+            queue.pop(|_, _| true, |_| true);
         }
         assert!(queue.flows.len() < 4);
     }

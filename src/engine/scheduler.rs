@@ -84,19 +84,22 @@ impl Scheduler {
             let (config, groups) = (&self.config, &self.groups);
             // The rest of the batch is kept for others: who comes next then does not wait for a long text to end.
             let share = config.max_sequences - config.max_sequences / 4;
-            let next = self.queue.pop(|key, command| {
-                let sequences = command.sequences();
-                let own: usize = groups
-                    .iter()
-                    .filter(|group| group.generation.fairness == key)
-                    .map(|group| group.generation.candidates)
-                    .sum();
+            let next = self.queue.pop(
+                |key, command| {
+                    let own: usize = groups
+                        .iter()
+                        .filter(|group| group.generation.fairness == key)
+                        .map(|group| group.generation.candidates)
+                        .sum();
+                    own == 0 || own + command.sequences() <= share
+                },
                 // What is larger than all there is goes alone.
-                is_empty
-                    || (running + sequences <= config.max_sequences
-                        && held + command.most_tokens() <= config.max_cached_tokens
-                        && (own == 0 || own + sequences <= share))
-            });
+                |command| {
+                    is_empty
+                        || (running + command.sequences() <= config.max_sequences
+                            && held + command.most_tokens() <= config.max_cached_tokens)
+                },
+            );
             let Some(command) = next else { return };
             self.activity.received(command.key(), command.cost());
             self.prefixes.shrink(
