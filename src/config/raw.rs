@@ -55,7 +55,12 @@ pub struct ServerSettings {
     pub max_concurrent_requests: usize,
     /// Time that a text with something to rewrite may have to wait for the model, as far as can be foreseen; else it is answered 503
     /// with `Retry-After` at once. Texts with nothing to rewrite never wait.
-    #[arg(long, env = "DETOXD_MAX_QUEUE_WAIT", value_name = "DURATION", default_value = "2s")]
+    #[arg(
+        long,
+        env = "DETOXD_MAX_QUEUE_WAIT",
+        value_name = "DURATION",
+        default_value = "1500ms"
+    )]
     pub max_queue_wait: String,
     /// Time a request may take, such as `30s` or `500ms`; later it is answered 504. A request's
     /// own `timeout_ms` can only shorten it.

@@ -40,7 +40,7 @@ impl Default for Limits {
             max_text_chars: 100_000,
             max_body_bytes: 2 * 1024 * 1024,
             max_concurrent_requests: 64,
-            max_queue_wait: Duration::from_secs(2),
+            max_queue_wait: Duration::from_millis(1500),
             timeout: Duration::from_secs(30),
             max_stall: Duration::from_secs(60),
         }
