@@ -175,16 +175,13 @@ impl Scheduler {
     }
 
     fn answer(&mut self, took: Duration) {
-        let mut done = 0;
-        for group in std::mem::take(&mut self.groups) {
-            if group.is_done() {
-                done += group.generation.cost();
-                group.finish();
-            } else {
-                self.groups.push_back(group);
-            }
-        }
-        self.activity.worked(done, took);
+        let (done, rest): (VecDeque<_>, _) = std::mem::take(&mut self.groups).into_iter().partition(Group::is_done);
+        self.groups = rest;
+        let cost = done.iter().map(|group| group.generation.cost()).sum();
+        self.activity.worked(cost, took);
+        // Before the answers: who has one finds the place free.
+        self.tell();
+        done.into_iter().for_each(Group::finish);
     }
 
     /// A piece of the text that waits longest, then the others' turn.
