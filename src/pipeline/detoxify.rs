@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::assemble::{Assembled, Assembler, SegmentObserver, Verdict};
 use super::join::try_join_bounded;
+use super::legible::legible;
 use super::mask::mask;
 use super::options::{Action, Fallback, MAX_CANDIDATES, Options};
 use super::outcome::{Detoxified, DetoxifyError, SegmentAction, Usage};
@@ -235,8 +236,9 @@ impl Detoxifier {
         } else {
             1
         };
+        let sentence = legible(task.core());
         let request = RewriteRequest {
-            sentence: task.core(),
+            sentence: &sentence,
             adapter: &options.adapter,
             strength: options.strength.get(),
             candidates,

@@ -33,6 +33,7 @@ mod clause;
 pub mod detoxify;
 pub mod edits;
 mod join;
+mod legible;
 pub mod mask;
 pub mod options;
 pub mod outcome;
