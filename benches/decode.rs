@@ -28,23 +28,12 @@ use serde_json::json;
 /// Tokens of each prompt; prompts differ. Reading them is not counted.
 const PROMPT: usize = 16;
 
-/// Shapes without weights.
-const SHAPES: [(&str, &str); 2] = [
-    (
-        "7b",
-        r#"{"model_type":"llama","hidden_size":4096,"intermediate_size":11008,"num_hidden_layers":32,"num_attention_heads":32,
-            "vocab_size":32000,"max_position_embeddings":4096,"rms_norm_eps":1e-5}"#,
-    ),
-    (
-        "tiny",
-        r#"{"model_type":"llama","hidden_size":256,"intermediate_size":512,"num_hidden_layers":4,"num_attention_heads":4,
-            "num_key_value_heads":2,"vocab_size":2048,"max_position_embeddings":512,"rms_norm_eps":1e-5}"#,
-    ),
-];
+/// Shapes without weights, as their `config.json` would say.
+const SHAPES: &str = include_str!("shapes.json");
 
 struct Settings {
     model: Option<PathBuf>,
-    /// One of [`SHAPES`], in place of a model.
+    /// A name in [`SHAPES`], in place of a model.
     shape: Option<String>,
     /// As a GPU serves, there or on the CPU; without it our own kernels.
     device: Option<String>,
@@ -165,14 +154,19 @@ fn decoder(settings: &Settings) -> anyhow::Result<Decoder> {
         )?,
     };
     if let Some(shape) = &settings.shape {
-        let known = SHAPES.iter().find(|(name, _)| name == shape);
-        let (_, config) = known.with_context(|| format!("no shape is called {shape}"))?;
+        let shapes: serde_json::Value = serde_json::from_str(SHAPES)?;
+        let config = shapes
+            .get(shape)
+            .with_context(|| format!("no shape is called {shape}"))?;
         let placement = Placement {
             device,
             dtype: settings.dtype,
             backend: Backend::Candle,
         };
-        return Ok(Decoder::random(DecoderConfig::from_hugging_face(config)?, placement)?);
+        return Ok(Decoder::random(
+            DecoderConfig::from_hugging_face(&config.to_string())?,
+            placement,
+        )?);
     }
     let path = settings.model.as_ref().context("a model or a --shape is needed")?;
     let purpose = match settings.device {

@@ -141,8 +141,7 @@ fn half_precision_stays_as_near_as_that_of_transformers() {
                     true => tiny::span(&adapter, rows, 1.0),
                     false => Vec::new(),
                 });
-                let size = |x: &Tensor| x.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-                let error = size(&(got - &want).unwrap()) / size(&want);
+                let error = tiny::relative(&got, &want);
                 println!("{name}, {dtype:?}, {recording}: {error}");
                 assert!(error < tolerance, "{name}, {dtype:?}, {recording}: {error}");
             }

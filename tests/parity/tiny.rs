@@ -181,6 +181,21 @@ pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     difference.max(0).unwrap().to_scalar().unwrap()
 }
 
+/// Root mean square of a difference, as a share of the root mean square of what was wanted.
+pub fn relative(got: &Tensor, want: &Tensor) -> f32 {
+    let size = |tensor: &Tensor| {
+        tensor
+            .sqr()
+            .unwrap()
+            .mean_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            .sqrt()
+    };
+    size(&(got - want).unwrap()) / size(want)
+}
+
 #[track_caller]
 pub fn assert_close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
     let difference = largest_difference(got, want);

@@ -239,3 +239,78 @@ impl Drop for SlotCache {
         self.pool.release(&self.slots);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::model::weights::{ModelFiles, Purpose};
+
+    fn pool(tokens: usize) -> Arc<SlotPool> {
+        let files = ModelFiles::open(Path::new("tests/fixtures/llama-tiny/tied")).unwrap();
+        let purpose = Purpose::ServeOnDevice { dtype: DType::F32 };
+        let decoder = files.load(purpose, &Device::Cpu).unwrap();
+        Arc::new(SlotPool::new(&decoder, tokens))
+    }
+
+    fn free(pool: &SlotPool) -> usize {
+        pool.books().free.iter().map(Vec::len).sum()
+    }
+
+    #[test]
+    fn a_slot_is_one_sequences_until_it_is_shared_and_free_when_nobody_holds_it() {
+        let pool = pool(100);
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut caches: Vec<SlotCache> = Vec::new();
+        for _ in 0..5000 {
+            let at = rng.random_range(0..=caches.len());
+            match (caches.get_mut(at), rng.random_range(0..6)) {
+                (None, _) => caches.push(SlotCache::new(pool.clone())),
+                (Some(cache), 0 | 1) => {
+                    let count = rng.random_range(0..20);
+                    match pool.take(count) {
+                        Ok(taken) => cache.append(&taken),
+                        Err(_) => assert!(free(&pool) < count),
+                    }
+                }
+                (Some(cache), 2) => cache.truncate(rng.random_range(0..40)),
+                (Some(cache), 3) => {
+                    let positions = rng.random_range(cache.prefix..=cache.positions());
+                    let fork = cache.fork(positions).unwrap();
+                    caches.push(fork);
+                }
+                (Some(cache), 4) => {
+                    let continued = cache.continued();
+                    caches.push(continued);
+                }
+                (Some(_), _) => drop(caches.swap_remove(at)),
+            }
+            let held: HashSet<u32> = caches.iter().flat_map(|cache| cache.slots.iter().copied()).collect();
+            assert_eq!(held.len() + free(&pool), 100);
+            assert!(!held.contains(&PADDING));
+            for cache in &caches {
+                let own: HashSet<&u32> = cache.slots.iter().collect();
+                assert_eq!(own.len(), cache.slots.len(), "a slot twice in a sequence");
+            }
+        }
+        drop(caches);
+        assert_eq!(free(&pool), 100);
+    }
+
+    #[test]
+    fn what_is_taken_falls_into_all_classes_alike() {
+        let pool = pool(1000);
+        for count in [1, 16, 40, 256] {
+            let mut classes = [0; STRIPES];
+            for slot in pool.take(count).unwrap() {
+                classes[slot as usize % STRIPES] += 1;
+            }
+            assert_eq!(classes.into_iter().max(), Some(count.div_ceil(STRIPES)));
+        }
+    }
+}
