@@ -2,10 +2,12 @@
 //!
 //! - `host`: in this process's memory, for the loops of the CPU; a continuation reads its prefix where it lies.
 //! - `slots`: in a pool on the decoder's device, a slot a token; sequences hold lists of slots, and share those that they have in common.
-//! - `step`: a forward pass over sequences in such a pool, with everything that its layers need made once.
+//! - `step`: a forward pass over sequences in such a pool, with everything that its layers need made once; `groups`: what of it is computed
+//!   together.
 //!
 //! Which of the two it is follows from the decoder. Whoever holds a [`KvCache`] need not know.
 
+mod groups;
 mod host;
 mod slots;
 mod step;
@@ -13,7 +15,7 @@ mod step;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, Tensor, WithDType, bail};
 
 use super::{Decoder, DecoderConfig};
 use host::HostCache;
@@ -177,5 +179,33 @@ fn check(rows: usize, sequences: &[CachedSequence<'_>], positions: usize) -> Res
             bail!("a sequence of {longest} tokens exceeds the model's {positions}")
         }
         _ => Ok(()),
+    }
+}
+
+/// Values that go to a device together.
+#[derive(Debug)]
+struct Upload<T> {
+    values: Vec<T>,
+}
+
+impl<T> Default for Upload<T> {
+    fn default() -> Self {
+        Self { values: Vec::new() }
+    }
+}
+
+impl<T: WithDType> Upload<T> {
+    fn section(&mut self, values: impl IntoIterator<Item = T>) -> Range<usize> {
+        let start = self.values.len();
+        self.values.extend(values);
+        start..self.values.len()
+    }
+
+    /// `None` where there are none.
+    fn send(self, device: &Device) -> Result<Option<Tensor>> {
+        let len = self.values.len();
+        (len > 0)
+            .then(|| Tensor::from_vec(self.values, len, device))
+            .transpose()
     }
 }
