@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{self, Ended, Kind};
 use super::compose::{self, ComposeError, Parts};
 use crate::adapters::AdapterLease;
-use crate::config::{DRAFT_TOKENS, LogSettings, ModelConfig, ModelSettings};
+use crate::config::{DRAFT_TOKENS, KV_CACHE_TOKENS, LogSettings, ModelConfig, ModelSettings};
 use crate::evaluate::{Comparison, EvaluateError, Evaluator, How, Metrics, decide};
 use crate::jobs::request::ActivationPolicy;
 use crate::pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity};
@@ -185,6 +185,7 @@ fn settings(args: &EvaluateArgs, adapter: &str) -> Result<ModelConfig, Failure> 
         quantize: "auto".to_owned(),
         threads: args.threads,
         draft_tokens: DRAFT_TOKENS,
+        kv_cache_tokens: KV_CACHE_TOKENS,
     };
     settings
         .try_into()

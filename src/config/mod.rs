@@ -27,8 +27,8 @@ pub use self::{
     model::{AdapterSource, Device, Dtype, ModelConfig, Quantize},
     policy::Policy,
     raw::{
-        AccessSettings, AdapterSettings, DRAFT_TOKENS, JobSettings, LogSettings, ModelSettings, PolicySettings,
-        RawConfig, ServerSettings, StorageSettings,
+        AccessSettings, AdapterSettings, DRAFT_TOKENS, JobSettings, KV_CACHE_TOKENS, LogSettings, ModelSettings,
+        PolicySettings, RawConfig, ServerSettings, StorageSettings,
     },
     server::{Limits, ServerConfig},
     storage::StorageConfig,

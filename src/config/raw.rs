@@ -85,6 +85,9 @@ pub struct ServerSettings {
 /// Draft tokens where nothing is said.
 pub const DRAFT_TOKENS: usize = 16;
 
+/// Tokens in the cache where nothing is said.
+pub const KV_CACHE_TOKENS: usize = 4096;
+
 /// Which model, on what, with which adapter.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Model")]
@@ -119,6 +122,10 @@ pub struct ModelSettings {
     /// Texts are the same with any number; how many are worth their time is measured.
     #[arg(long, env = "DETOXD_DRAFT_TOKENS", value_name = "N", default_value_t = DRAFT_TOKENS)]
     pub draft_tokens: usize,
+    /// Tokens whose keys and values may be held at once, of all sentences in the batch at their longest; more wait. On a GPU the memory for
+    /// them is taken at the start.
+    #[arg(long, env = "DETOXD_KV_CACHE_TOKENS", value_name = "N", default_value_t = KV_CACHE_TOKENS)]
+    pub kv_cache_tokens: usize,
 }
 
 /// How texts are treated when a request says nothing else.

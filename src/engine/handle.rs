@@ -21,8 +21,8 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt tokens taken into one step; longer prompts take several, and others write meanwhile.
     pub max_prefill_tokens: usize,
-    /// Tokens, prompts and continuations at their longest, whose keys and values may be held, prompts kept for reuse among them; each takes
-    /// [`crate::model::kv_cache::KvCache::bytes_per_token`]. A request that exceeds it runs alone.
+    /// Tokens, prompts and continuations at their longest, whose keys and values may be held, prompts kept for reuse among them; on a device
+    /// memory for them is taken at the start. A request that exceeds it runs alone.
     pub max_cached_tokens: usize,
     /// Draft tokens that a sequence may put to the test in one step; 0 turns drafts off.
     pub max_draft_tokens: usize,
@@ -215,7 +215,7 @@ impl Engine {
     /// Starts the engine's thread.
     ///
     /// # Errors
-    /// When threads cannot be had.
+    /// When threads cannot be had, or memory for the caches on a device.
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig) -> Result<Self, EngineError> {
         let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
         let (commands, receiver) = channel();
@@ -225,7 +225,9 @@ impl Engine {
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|error| failed(&error))?;
-        let scheduler = Scheduler::new(decoder.clone(), config, activity.clone());
+        let caches = decoder.cache_space(config.max_cached_tokens);
+        caches.allocate().map_err(|error| failed(&error))?;
+        let scheduler = Scheduler::new(decoder.clone(), caches, config, activity.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             // The loop itself runs on a thread of the pool: products called from outside would wait for a wake-up each.

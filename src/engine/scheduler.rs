@@ -13,9 +13,11 @@ use super::queue::FairQueue;
 use super::scoring::Scoring;
 use super::sequence::Group;
 use crate::model::Decoder;
+use crate::model::kv_cache::CacheSpace;
 
 pub(super) struct Scheduler {
     pub(super) decoder: Arc<Decoder>,
+    pub(super) caches: CacheSpace,
     pub(super) config: EngineConfig,
     pub(super) activity: Activity,
     queue: FairQueue<Command>,
@@ -27,11 +29,12 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, activity: Activity) -> Self {
+    pub(super) fn new(decoder: Arc<Decoder>, caches: CacheSpace, config: EngineConfig, activity: Activity) -> Self {
         Self {
             prefixes: Prefixes::new(config.max_cached_tokens / 4),
             pace: Pace::new(config.max_draft_tokens),
             decoder,
+            caches,
             config,
             activity,
             queue: FairQueue::new(),
@@ -102,21 +105,31 @@ impl Scheduler {
             );
             let Some(command) = next else { return };
             self.activity.received(command.key(), command.cost());
-            self.prefixes.shrink(
-                self.config
-                    .max_cached_tokens
-                    .saturating_sub(held + command.most_tokens()),
-            );
+            let wanted = held + command.most_tokens();
+            self.prefixes
+                .shrink(self.config.max_cached_tokens.saturating_sub(wanted));
+            if is_empty {
+                self.fit_caches(wanted);
+            }
             match command {
                 Command::Generate(generation, submitted, reply) => {
-                    let group = Group::admit(*generation, submitted, reply, self.decoder.config(), &self.pace);
+                    let group = Group::admit(*generation, submitted, reply, &self.caches, &self.pace);
                     self.groups.push_back(group);
                 }
                 Command::Likelihood(request, reply) => {
-                    self.scoring
-                        .push_back(Scoring::new(request, reply, self.decoder.config()));
+                    self.scoring.push_back(Scoring::new(request, reply, &self.caches));
                 }
             }
+        }
+    }
+
+    /// On a device, where memory is taken once: a space of its own for a single request that is larger than all there is, and the usual one again
+    /// after it. Nothing but kept prefixes is held now.
+    fn fit_caches(&mut self, wanted: usize) {
+        let wanted = wanted.max(self.config.max_cached_tokens);
+        if self.caches.tokens().is_some_and(|tokens| tokens != wanted) {
+            self.prefixes.shrink(0);
+            self.caches = self.decoder.cache_space(wanted);
         }
     }
 

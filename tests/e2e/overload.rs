@@ -20,6 +20,13 @@ fn ask(service: &Service, text: &str) -> (u16, Option<u64>, Duration) {
     (response.status().as_u16(), after, started.elapsed())
 }
 
+fn metric(service: &Service, name: &str) -> f64 {
+    let mut response = ureq::get(format!("http://{}/metrics", service.address)).call().unwrap();
+    let text = response.body_mut().read_to_string().unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap().parse().unwrap()
+}
+
 #[test]
 fn what_would_wait_too_long_is_refused_at_once_and_texts_that_need_no_model_are_not() {
     // Nobody may wait, and nothing is remembered: while one text is with the model, others are refused.
@@ -39,6 +46,9 @@ fn what_would_wait_too_long_is_refused_at_once_and_texts_that_need_no_model_are_
     let long = sentences.join(" ");
     std::thread::scope(|scope| {
         let busy = scope.spawn(|| ask(&service, &long));
+        while !busy.is_finished() && metric(&service, "detoxd_engine_running") == 0.0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut refused = 0;
         while !busy.is_finished() {
             let (status, after, took) = ask(&service, toxic);
