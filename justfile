@@ -49,3 +49,11 @@ deny:
 # Known vulnerabilities of the dependencies; needs a network
 advisories:
     cargo deny --locked check advisories
+
+# The kernels one by one, candle's beside them: `just kernels q4_1/qkv`
+kernels *args:
+    cargo bench --bench kernels -- {{ args }}
+
+# The model's tests on an emulated ARM core; `.ci/aarch64` says what it needs
+aarch64 *args:
+    .ci/aarch64 {{ args }}

@@ -16,7 +16,7 @@ mod handle;
 mod pace;
 mod prefixes;
 mod queue;
-mod sampling;
+pub mod sampling;
 mod scheduler;
 mod scoring;
 mod sequence;
