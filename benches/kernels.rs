@@ -4,6 +4,8 @@
 //! memory once is in GB/s (`bandwidth` says what the machine gives), the rest in GFLOP/s, which criterion writes as `Gelem/s`. Weights take turns
 //! with copies of theirs that no cache holds all of, as the layers of a model do.
 
+#![expect(clippy::disallowed_types, reason = "candle's own product is what ours is measured against")]
+
 use std::borrow::Cow;
 use std::time::Duration;
 
