@@ -8,11 +8,13 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-/// Rows of activations in a block.
-const ROWS: usize = 4;
+/// Rows of activations in a block. Its sums are kept in registers: ARM has as many as AVX-512, of a quarter of the size.
+const ROWS: usize = if cfg!(target_arch = "aarch64") { 2 } else { 4 };
 /// Rows of the matrix in a block.
 const COLUMNS: usize = 4;
-/// Values in a register.
+/// Most rows that are gathered at once, for the same reason.
+const GATHERED: usize = if cfg!(target_arch = "aarch64") { 2 } else { 8 };
+/// Values in a register of AVX-512; others take several for as many.
 pub const LANES: usize = 16;
 /// Columns of an update in a block: four registers of results.
 const WIDTH: usize = 64;
@@ -160,7 +162,7 @@ pub fn gather(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: usize, hidden: &mu
     let mut row = 0;
     while row < m {
         let (x, hidden) = (&x[row * k..], &mut hidden[row * ranks..]);
-        row += match m - row {
+        row += match GATHERED.min(m - row) {
             8.. => gather_rows::<8>(x, a, k, ranks, hidden),
             4.. => gather_rows::<4>(x, a, k, ranks, hidden),
             2.. => gather_rows::<2>(x, a, k, ranks, hidden),
