@@ -46,6 +46,12 @@ struct TrainArgs {
     /// Cost of an error on a background sentence, against 1 for a text of a toxic-neutral pair
     #[arg(long, default_value_t = 0.5)]
     background_weight: f32,
+    /// The same of a harmless comment.
+    #[arg(long, default_value_t = 3.0)]
+    comment_weight: f32,
+    /// The same of a hurtful sentence from a template.
+    #[arg(long, default_value_t = 0.5)]
+    hurtful_weight: f32,
     /// Cost of an error on a labelled text, against 1 for a text of a toxic-neutral pair
     #[arg(long, default_value_t = 0.4)]
     labelled_weight: f32,
@@ -110,6 +116,8 @@ pub fn run(args: ScorerArgs) -> Result<()> {
                 background: args.background,
                 background_sentences: args.background_sentences,
                 background_weight: args.background_weight,
+                comment_weight: args.comment_weight,
+                hurtful_weight: args.hurtful_weight,
                 labelled_weight: args.labelled_weight,
                 contrast: args.contrast,
                 cost: args.cost,

@@ -3,7 +3,7 @@
 use super::{ConfigError, PolicySettings};
 use crate::{
     adapters::AdapterLease,
-    pipeline::{Action, Fallback, MAX_CANDIDATES, Options, Threshold},
+    pipeline::{Action, Fallback, MAX_CANDIDATES, Options, OtherLanguages, Threshold},
 };
 
 /// How texts are treated when a request says nothing else.
@@ -15,6 +15,8 @@ pub struct Policy {
     pub action: Action,
     /// What is done when no rewrite is good enough.
     pub fallback: Fallback,
+    /// What is done with sentences in another language than English.
+    pub other_languages: OtherLanguages,
     /// Rewrites drawn for each toxic sentence.
     pub candidates: usize,
 }
@@ -27,6 +29,7 @@ impl Policy {
             threshold: self.threshold,
             action: self.action,
             fallback: self.fallback,
+            other_languages: self.other_languages,
             candidates: self.candidates,
             ..Options::new(adapter)
         }
@@ -39,6 +42,7 @@ impl Default for Policy {
             threshold: Threshold::default(),
             action: Action::Rewrite,
             fallback: Fallback::Mask,
+            other_languages: OtherLanguages::Fallback,
             candidates: 8,
         }
     }
@@ -64,6 +68,11 @@ impl TryFrom<PolicySettings> for Policy {
                 "block" => Fallback::Block,
                 "annotate" => Fallback::Annotate,
                 _ => Fallback::Mask,
+            },
+            other_languages: match raw.other_languages.as_str() {
+                "keep" => OtherLanguages::Keep,
+                "block" => OtherLanguages::Block,
+                _ => OtherLanguages::Fallback,
             },
             candidates: raw.candidates,
         })

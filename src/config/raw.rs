@@ -143,6 +143,10 @@ pub struct PolicySettings {
     #[arg(long, env = "DETOXD_FALLBACK", value_name = "ACTION", default_value = "mask",
           value_parser = ["mask", "block", "annotate"])]
     pub fallback: String,
+    /// What is done with sentences in another language than English: toxic ones go to the fallback, all are kept, or all are withheld.
+    #[arg(long, env = "DETOXD_OTHER_LANGUAGES", value_name = "ACTION", default_value = "fallback",
+          value_parser = ["fallback", "keep", "block"])]
+    pub other_languages: String,
     /// Rewrites drawn for each toxic sentence, of which the best verified one is taken, 1 to 16.
     #[arg(long, env = "DETOXD_CANDIDATES", value_name = "N", default_value_t = 8)]
     pub candidates: usize,

@@ -60,6 +60,19 @@ pub struct Segment {
     pub action: SegmentAction,
     /// Toxicity of this sentence.
     pub toxicity: Toxicity,
+    /// Why the model was not asked for a rewrite, though something was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Unfit>,
+}
+
+/// Why a sentence can't be rewritten.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfit {
+    /// It is not English.
+    Language,
+    /// Without its toxic words nothing would be said.
+    NothingNeutral,
 }
 
 /// What was done to a sentence.
@@ -167,6 +180,16 @@ impl From<&pipeline::Segment> for Segment {
             end: segment.end,
             action: segment.action.into(),
             toxicity: (&segment.toxicity).into(),
+            reason: segment.reason.map(Unfit::from),
+        }
+    }
+}
+
+impl From<pipeline::Unfit> for Unfit {
+    fn from(unfit: pipeline::Unfit) -> Self {
+        match unfit {
+            pipeline::Unfit::Language => Self::Language,
+            pipeline::Unfit::NothingNeutral => Self::NothingNeutral,
         }
     }
 }

@@ -121,6 +121,7 @@ impl<'t> Assembler<'t> {
                 end: self.end,
                 action,
                 toxicity: ToxicityChange { input, output },
+                reason: sentence.unfit,
                 text: replaced,
             };
             (self.observer)(&segment);
@@ -146,6 +147,7 @@ impl Assembled {
                     end,
                     action: SegmentAction::Blocked,
                     toxicity: ToxicityChange { input, output: 0.0 },
+                    reason: sentence.unfit,
                     text: String::new(),
                 }
             })

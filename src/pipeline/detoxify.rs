@@ -9,7 +9,7 @@ use super::assemble::{Assembled, Assembler, SegmentObserver, Verdict};
 use super::join::try_join_bounded;
 use super::legible::legible;
 use super::mask::mask;
-use super::options::{Action, Fallback, MAX_CANDIDATES, Options};
+use super::options::{Action, Fallback, MAX_CANDIDATES, Options, OtherLanguages};
 use super::outcome::{Detoxified, DetoxifyError, SegmentAction, Usage};
 use super::protect::{self, Span};
 use super::rejection::Rejection;
@@ -17,6 +17,7 @@ use super::rewriter::{RewriteError, RewriteRequest, Rewriter, Rewrites};
 use super::scorers::{OfProse, Similarity, Toxicity, similarity_of, toxicity_of};
 use super::segment::{self, Sentence};
 use super::tidy::tidy;
+use super::unfit::{self, Unfit};
 use super::verify::{Source, Verifier, Weights};
 use crate::engine::Activity;
 
@@ -105,13 +106,13 @@ impl Detoxifier {
         observer: SegmentObserver<'_>,
     ) -> Result<Detoxified, DetoxifyError> {
         let spans = protect::find(text, options.format);
-        let sentences = if options.whole_text {
+        let mut sentences = if options.whole_text {
             segment::whole(text, &spans)
         } else {
             segment::sentences(text, &spans)
         };
         let scores = self.score(text, &sentences, &spans, options).await?;
-        let toxic: Vec<usize> = (0..sentences.len())
+        let mut toxic: Vec<usize> = (0..sentences.len())
             .filter(|&at| {
                 // An address on its own leaves nothing that could be rewritten.
                 let exceeded =
@@ -119,6 +120,10 @@ impl Detoxifier {
                 sentences[at].protected.is_none() && exceeded
             })
             .collect();
+        if !options.always {
+            let policy = options.other_languages;
+            unfit::sort_out(text, &mut sentences, &mut toxic, policy, self.toxicity.as_ref());
+        }
         if options.action == Action::Block && !toxic.is_empty() {
             let withheld = Assembled::withheld(text, &sentences, &scores);
             withheld.segments.iter().for_each(observer);
@@ -128,8 +133,17 @@ impl Detoxifier {
         let mut spent = Spent::default();
         match options.action {
             Action::Rewrite => {
+                let withheld = |at: &usize| {
+                    options.other_languages == OtherLanguages::Block && sentences[*at].unfit == Some(Unfit::Language)
+                };
+                toxic
+                    .iter()
+                    .copied()
+                    .filter(withheld)
+                    .for_each(|at| assembler.settle(at, blocked()));
                 let tasks: Vec<Task<'_>> = toxic
                     .iter()
+                    .filter(|at| !withheld(at))
                     .map(|&at| Task::new(text, at, &sentences[at], &spans, scores[at]))
                     .collect();
                 (assembler, spent) = self.rewrite(tasks, options, assembler).await?;
@@ -296,21 +310,16 @@ impl Detoxifier {
     }
 
     fn fall_back(&self, task: &Task<'_>, options: &Options) -> Verdict {
-        let blocked = Verdict {
-            action: SegmentAction::Blocked,
-            body: String::new(),
-            toxicity: 0.0,
-        };
         match options.fallback {
             Fallback::Annotate => annotated(task.body.to_owned(), task.toxicity),
-            Fallback::Block => blocked,
+            Fallback::Block => blocked(),
             Fallback::Mask => mask(
                 task.body,
                 &task.spans,
                 &task.prose(self.toxicity.as_ref()),
                 options.threshold,
             )
-            .map_or(blocked, |masked| Verdict {
+            .map_or_else(blocked, |masked| Verdict {
                 action: SegmentAction::Masked,
                 body: masked.text,
                 toxicity: masked.toxicity,
@@ -368,6 +377,14 @@ impl<'t> Task<'t> {
 
     fn after(&self) -> &'t str {
         &self.body[self.core.end..]
+    }
+}
+
+fn blocked() -> Verdict {
+    Verdict {
+        action: SegmentAction::Blocked,
+        body: String::new(),
+        toxicity: 0.0,
     }
 }
 

@@ -6,6 +6,7 @@
 //!    and addresses and emoji at either end of a sentence are outside of what a model sees.
 //! 3. [`detoxify`] scores each sentence. At or under the threshold it is kept, byte for byte; a
 //!    text without a toxic sentence never reaches the model.
+//!    Of the others [`unfit`] finds those that no model can save: in another language, or nothing but an insult.
 //! 4. The others go to the [`rewriter`], side by side, equal ones once, if the request's [`turn`] comes soon enough.
 //! 5. [`verify`] takes the candidates: [`tidy`] undoes the model's style, [`restore`] puts lost
 //!    names and addresses back, [`checks`] finds faults; the best that passes is taken.
@@ -30,9 +31,11 @@ mod assemble;
 pub mod canary;
 pub mod checks;
 mod clause;
+mod code;
 pub mod detoxify;
 pub mod edits;
 mod join;
+mod language;
 mod legible;
 pub mod mask;
 pub mod options;
@@ -53,8 +56,11 @@ mod testing;
 pub mod tidy;
 mod trim;
 pub mod turn;
+mod unfit;
 pub mod verify;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -62,7 +68,7 @@ pub use assemble::SegmentObserver;
 pub use canary::EngineCanary;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
-pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange, Strength, Threshold};
+pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OtherLanguages, OutOfRange, Strength, Threshold};
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
 pub use perplexity::{ModelPerplexity, Perplexity, PerplexityScorer};
 pub use rejection::Rejection;
@@ -72,4 +78,5 @@ pub use rewriter_lm::LanguageModelRewriter;
 pub use scorers::{Similarity, Toxicity};
 pub use shadow::{Shadow, ShadowCopy, ShadowMetrics, ShadowStatistics, Sums};
 pub use turn::Turn;
+pub use unfit::Unfit;
 pub use verify::Weights;

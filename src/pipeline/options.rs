@@ -131,6 +131,19 @@ pub enum Fallback {
     Annotate,
 }
 
+/// What to do with sentences in another language than English.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtherLanguages {
+    /// What the scorer calls toxic goes to the fallback; the model never sees it.
+    #[default]
+    Fallback,
+    /// They stay as they are.
+    Keep,
+    /// They are withheld, toxic or not.
+    Block,
+}
+
 /// How the text is marked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -154,6 +167,8 @@ pub struct Options {
     pub action: Action,
     /// What to do with a toxic sentence that cannot be rewritten.
     pub fallback: Fallback,
+    /// What to do with sentences in another language than English.
+    pub other_languages: OtherLanguages,
     /// The adapter version to rewrite with.
     pub adapter: AdapterLease,
     /// How strongly it acts.
@@ -184,6 +199,7 @@ impl Options {
             threshold: Threshold::default(),
             action: Action::default(),
             fallback: Fallback::default(),
+            other_languages: OtherLanguages::default(),
             adapter,
             strength: Strength::default(),
             candidates: 8,

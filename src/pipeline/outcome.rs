@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::edits::Edit;
 use super::rejection::Rejection;
 use super::rewriter::RewriteError;
+use super::unfit::Unfit;
 
 /// Toxicity before and after, 0..=1.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -58,6 +59,9 @@ pub struct Segment {
     pub action: SegmentAction,
     /// Its toxicity.
     pub toxicity: ToxicityChange,
+    /// Why it was not given to the model, though it is acted on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Unfit>,
     /// What stands in its place in the output; all of them together are the output.
     #[serde(skip)]
     pub text: String,

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use pulldown_cmark::{Event, LinkType, Options as Extensions, Parser, Tag, TagEnd};
 use regex::Regex;
 
+use super::code;
 use super::options::Format;
 
 /// What a protected stretch is.
@@ -67,8 +68,9 @@ pub struct Span {
 /// All protected stretches of a text, in order, none overlapping another.
 pub fn find(text: &str, format: Format) -> Vec<Span> {
     let mut spans = Vec::new();
-    if format == Format::Markdown {
-        markdown(text, &mut spans);
+    match format {
+        Format::Markdown => markdown(text, &mut spans),
+        Format::Plain => code::find(text, &mut spans),
     }
     plain(text, &mut spans);
     flatten(spans)

@@ -6,6 +6,7 @@ use super::clause::{clause_end, limit_of};
 use super::protect::{Kind, Span};
 use super::split::split_line;
 use super::trim::{body_of, core_of};
+use super::unfit::Unfit;
 
 /// A protected stretch of more bytes than this is a segment of its own.
 const MAX_INLINE: usize = 200;
@@ -20,6 +21,8 @@ pub struct Sentence {
     pub core: Range<usize>,
     /// What it is, if it is never touched.
     pub protected: Option<Kind>,
+    /// Why a model must not rewrite it, if so.
+    pub unfit: Option<Unfit>,
 }
 
 /// Splits `text`, in linear time. `spans` are its protected stretches ([`super::protect::find`]):
@@ -172,6 +175,7 @@ fn sentence(text: &str, spans: &[Span], range: Range<usize>, protected: Option<K
         body,
         core,
         protected,
+        unfit: None,
     }
 }
 

@@ -54,7 +54,8 @@ const GROUPS: [&str; 48] = [
     "a refugee",
 ];
 
-const PLURALS: [&str; 28] = [
+/// Names of groups in the plural.
+pub(super) const PLURALS: [&str; 28] = [
     "Muslims",
     "Jews",
     "Christians",

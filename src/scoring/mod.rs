@@ -2,6 +2,7 @@
 //!
 //! Text in, numbers out: what to do about a score is the pipeline's business.
 pub mod calibration;
+pub mod contrasts;
 pub mod corpus;
 pub mod evaluate;
 pub mod features;
@@ -10,6 +11,7 @@ pub mod logistic;
 pub mod normalize;
 pub mod overlap;
 pub mod similarity;
+pub mod stance;
 pub mod toxicity;
 pub mod train;
 pub mod train_similarity;

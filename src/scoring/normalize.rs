@@ -50,6 +50,19 @@ impl View {
         self.tokens.iter().map(|token| self.word(token))
     }
 
+    /// The same without some stretches of tokens, which are in order and apart.
+    #[must_use]
+    pub fn without(&self, stretches: &[Range<usize>]) -> View {
+        let kept = |at: &usize| !stretches.iter().any(|stretch| stretch.contains(at));
+        View {
+            buffer: self.buffer.clone(),
+            tokens: (0..self.tokens.len())
+                .filter(kept)
+                .map(|at| self.tokens[at].clone())
+                .collect(),
+        }
+    }
+
     fn push(&mut self, chars: impl Iterator<Item = char>, source: Range<usize>) {
         let start = self.buffer.len();
         self.buffer.extend(chars);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::calibration::Calibration;
 use super::features::{BUCKET_BITS, Extractor, visit};
 use super::normalize::{View, views};
+use super::stance::unmeant;
 
 /// File of the weight table inside the scorer's folder.
 pub const WEIGHTS_FILE: &str = "weights.bin";
@@ -60,6 +61,9 @@ pub struct Metadata {
     /// The share of toxic texts for which a score of 0.5 means one half.
     pub prior: f32,
 }
+
+/// The log odds up to which a text is harmless, whatever its words are there for: a probability of about 0.2.
+const WORTH_A_SECOND_LOOK: f32 = -1.4;
 
 /// Version of features and file layout.
 pub const FORMAT: u32 = 1;
@@ -123,7 +127,7 @@ impl ToxicityScorer {
 
     /// Calibrated P(toxic), 0..=1: that of the worst reading of the text.
     pub fn score(&self, text: &str) -> f32 {
-        let worst = views(text).iter().map(|view| self.margin(view)).reduce(f32::max);
+        let worst = views(text).iter().map(|view| self.meant(text, view).1).reduce(f32::max);
         worst.map_or(0.0, |margin| self.metadata.calibration.probability(margin))
     }
 
@@ -133,9 +137,11 @@ impl ToxicityScorer {
     /// reading of the text. URLs and @names have no entry. The sum and the bias make up the text's log odds.
     pub fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
         let views = views(text);
-        let Some(view) = views.iter().max_by(|a, b| self.margin(a).total_cmp(&self.margin(b))) else {
+        let readings = views.iter().map(|view| self.meant(text, view));
+        let Some((view, _)) = readings.max_by(|a, b| a.1.total_cmp(&b.1)) else {
             return Vec::new();
         };
+        let view = view.as_ref();
         // One feature counted twice adds (1 + ln 2) times its weight: each occurrence gets half of that.
         let mut shares: HashMap<u32, f32> = HashMap::new();
         let mut extractor = Extractor::default();
@@ -155,6 +161,23 @@ impl ToxicityScorer {
             }
         });
         words
+    }
+
+    /// A reading of `text` without what is not meant by it, and its margin. A text that is harmless as it stands is not
+    /// looked at any further.
+    fn meant<'v>(&self, text: &str, view: &'v View) -> (Cow<'v, View>, f32) {
+        let margin = self.margin(view);
+        if self.metadata.calibration.logit(margin) > WORTH_A_SECOND_LOOK {
+            let unmeant = unmeant(text, view);
+            if !unmeant.is_empty() {
+                let rest = view.without(&unmeant);
+                let of_rest = self.margin(&rest);
+                if of_rest < margin {
+                    return (Cow::Owned(rest), of_rest);
+                }
+            }
+        }
+        (Cow::Borrowed(view), margin)
     }
 
     fn weight(&self, bucket: u32) -> f32 {

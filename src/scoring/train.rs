@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::calibration::{Calibration, Reliability};
+use super::contrasts;
 use super::corpus::{CorpusError, Held, Labelled, Parallel, clean, json_lines, key, lines, sentences, starred};
 use super::features::{BUCKET_BITS, Extractor};
 use super::groups;
@@ -25,6 +26,10 @@ pub struct Settings {
     pub background_sentences: usize,
     /// Cost of an error on a background sentence, as a share of that on a text of a toxic-neutral pair.
     pub background_weight: f32,
+    /// The same of a harmless comment.
+    pub comment_weight: f32,
+    /// The same of a hurtful sentence of ours.
+    pub hurtful_weight: f32,
     /// Cost of an error on a labelled text, as a share of that on a text of a toxic-neutral pair.
     pub labelled_weight: f32,
     /// How far a feature's scale follows its class contrast instead of its rarity, 0..=1.
@@ -201,11 +206,15 @@ fn gather(settings: &Settings) -> Result<Vec<Text>, CorpusError> {
     }
     for line in comments.into_iter().skip(1).step_by(2) {
         let group = key(&line);
-        add(line, false, 1.0, Origin::Background, group);
+        add(line, false, settings.comment_weight, Origin::Background, group);
     }
-    for text in groups::training() {
+    for text in groups::training().into_iter().chain(contrasts::harmless()) {
         let group = key(&text);
         add(text, false, 1.0, Origin::Group, group);
+    }
+    for text in contrasts::hurtful() {
+        let group = key(&text);
+        add(text, true, settings.hurtful_weight, Origin::Group, group);
     }
     if let Some(background) = &settings.background {
         let obscene: HashSet<String> = lines(&path("lexicon.txt"))?
