@@ -47,13 +47,13 @@ struct TrainArgs {
     #[arg(long, default_value_t = 0.5)]
     background_weight: f32,
     /// The same of a harmless comment.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 4.0)]
     comment_weight: f32,
     /// The same of a hurtful sentence from a template.
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 1.0)]
     hurtful_weight: f32,
     /// Cost of an error on a labelled text, against 1 for a text of a toxic-neutral pair
-    #[arg(long, default_value_t = 0.4)]
+    #[arg(long, default_value_t = 0.3)]
     labelled_weight: f32,
     /// How far a feature's scale follows its class contrast instead of its rarity, 0 to 1
     #[arg(long, default_value_t = 0.7)]
@@ -68,7 +68,7 @@ struct TrainArgs {
     #[arg(long, default_value_t = 3)]
     min_texts: u32,
     /// The share of toxic texts for which 0.5 means one half
-    #[arg(long, default_value_t = 0.48)]
+    #[arg(long, default_value_t = 0.51)]
     prior: f32,
     /// Parts the data is cut into for calibration
     #[arg(long, default_value_t = 6)]

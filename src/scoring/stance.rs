@@ -266,7 +266,7 @@ mod tests {
         // Rules and training were made with the first file in view, the second was written afterwards.
         let tuned = include_str!("../../tests/fixtures/stance/tuned.tsv");
         let held = include_str!("../../tests/fixtures/stance/held.tsv");
-        for (name, lines, harmless, toxic) in [("tuned", tuned, 0.95, 0.85), ("held", held, 0.85, 0.85)] {
+        for (name, lines, harmless, toxic) in [("tuned", tuned, 0.9, 0.85), ("held", held, 0.9, 0.85)] {
             assert!(
                 right(lines, false) >= harmless,
                 "{name}, harmless: {}",
