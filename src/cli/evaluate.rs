@@ -11,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
 use super::compose::{self, ComposeError, Parts};
+use super::judges;
 use crate::adapters::AdapterLease;
-use crate::config::{DRAFT_TOKENS, LogSettings, ModelConfig, ModelSettings};
+use crate::config::{DRAFT_TOKENS, JudgeSettings, JudgesConfig, LogSettings, ModelConfig, ModelSettings};
 use crate::evaluate::{Comparison, EvaluateError, Evaluator, How, Metrics, decide};
 use crate::jobs::request::ActivationPolicy;
-use crate::pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity};
+use crate::pipeline::{Detoxifier, Judges, LanguageModelRewriter, ModelPerplexity};
 use crate::scoring::{SimilarityScorer, ToxicityScorer};
 use crate::train::TrainError;
 use crate::train::dataset::{self, Example};
@@ -42,6 +43,9 @@ pub struct EvaluateArgs {
     /// Most examples to take, from the first
     #[arg(long, value_name = "N")]
     max_examples: Option<usize>,
+    /// Who judges.
+    #[command(flatten)]
+    judges: JudgeSettings,
     /// What is measured
     #[arg(long, value_enum, default_value_t = Outputs::Greedy)]
     outputs: Outputs,
@@ -136,12 +140,18 @@ async fn compare(args: &EvaluateArgs, mut report: impl FnMut(usize, usize)) -> R
     examples.truncate(args.max_examples.unwrap_or(usize::MAX));
     let [candidate, baseline] = [&args.candidate, &args.baseline].map(|adapter| settings(args, adapter));
     let (candidate, baseline) = (candidate?, baseline?);
-    let loaded = tokio::task::spawn_blocking(move || load(&candidate, &baseline));
-    let Loaded { parts, baseline, note } = loaded.await.map_err(|error| failed(error.into()))??;
+    let judges = JudgesConfig::try_from(args.judges.clone()).map_err(|error| invalid(error.into()))?;
+    let loaded = tokio::task::spawn_blocking(move || load(&candidate, &baseline, &judges));
+    let Loaded {
+        parts,
+        baseline,
+        judges,
+        note,
+    } = loaded.await.map_err(|error| failed(error.into()))??;
     let all = examples.len();
     examples.retain(|example| fits(example, &parts));
     let skipped = (all - examples.len()) as u64;
-    let evaluator = evaluator(args, &parts).map_err(failed)?;
+    let evaluator = evaluator(args, &parts, judges).map_err(failed)?;
     let total = examples.len();
     report(0, total);
     let comparison = evaluator
@@ -195,11 +205,13 @@ struct Loaded {
     /// The adapter in it is the candidate.
     parts: Parts,
     baseline: AdapterLease,
+    judges: Judges,
     note: Option<String>,
 }
 
 /// One engine for both: their sequences share its batch.
-fn load(candidate: &ModelConfig, baseline: &ModelConfig) -> Result<Loaded, Failure> {
+fn load(candidate: &ModelConfig, baseline: &ModelConfig, judges: &JudgesConfig) -> Result<Loaded, Failure> {
+    let judges = judges::load(judges, candidate.threads).map_err(|error| failed(error.into()))?;
     let parts = compose::load(candidate).map_err(|error| match error {
         ComposeError::Adapter { .. } => invalid(error.into()),
         _ => failed(error.into()),
@@ -213,7 +225,12 @@ fn load(candidate: &ModelConfig, baseline: &ModelConfig) -> Result<Loaded, Failu
             (AdapterLease::none(), Some(note))
         }
     };
-    Ok(Loaded { parts, baseline, note })
+    Ok(Loaded {
+        parts,
+        baseline,
+        judges,
+        note,
+    })
 }
 
 /// Whether an example's source, its rewrite and its references have room in the model's context.
@@ -230,9 +247,8 @@ fn fits(example: &Example, parts: &Parts) -> bool {
     rewritten.saturating_add(32) <= positions && example.positives.iter().all(|text| tokens(text) <= positions)
 }
 
-fn evaluator(args: &EvaluateArgs, parts: &Parts) -> anyhow::Result<Evaluator> {
+fn evaluator(args: &EvaluateArgs, parts: &Parts, judges: Judges) -> anyhow::Result<Evaluator> {
     let toxicity = Arc::new(ToxicityScorer::embedded().context("reading the scorers")?);
-    let similarity = Arc::new(SimilarityScorer::new(toxicity.clone()));
     let rewriter = LanguageModelRewriter::new(
         parts.engine.clone(),
         parts.tokenizer.clone(),
@@ -240,14 +256,9 @@ fn evaluator(args: &EvaluateArgs, parts: &Parts) -> anyhow::Result<Evaluator> {
         &*parts.name,
     );
     Ok(Evaluator {
-        detoxifier: Arc::new(Detoxifier::new(
-            Arc::new(rewriter),
-            toxicity.clone(),
-            similarity.clone(),
-        )),
+        detoxifier: Arc::new(Detoxifier::new(Arc::new(rewriter), judges)),
         perplexity: Arc::new(ModelPerplexity::new(parts.engine.clone(), parts.tokenizer.clone())),
-        toxicity,
-        similarity,
+        overlap: Arc::new(SimilarityScorer::new(toxicity)),
         how: args.outputs.into(),
         in_flight: args.in_flight,
     })

@@ -10,7 +10,7 @@ use crate::adapters::AdapterLease;
 use crate::pipeline::{
     Detoxified, Detoxifier, DetoxifyError, Fallback, Options, Perplexity, PerplexityScorer, RewriteError,
 };
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
+use crate::scoring::SimilarityScorer;
 use crate::train::dataset::Example;
 
 /// How the outputs that are measured come about.
@@ -45,10 +45,8 @@ pub struct Evaluator {
     pub detoxifier: Arc<Detoxifier>,
     /// Likelihoods under base and adapter.
     pub perplexity: Arc<dyn PerplexityScorer>,
-    /// Judge of toxicity.
-    pub toxicity: Arc<ToxicityScorer>,
-    /// Judge of meaning.
-    pub similarity: Arc<SimilarityScorer>,
+    /// Counts characters in common with the references.
+    pub overlap: Arc<SimilarityScorer>,
     /// How the outputs come about.
     pub how: How,
     /// Examples worked on at once, at least 1: they share the model's batch.
@@ -149,10 +147,10 @@ impl Evaluator {
         let overlaps = example
             .positives
             .iter()
-            .map(|reference| f64::from(self.similarity.overlap(text, reference)));
+            .map(|reference| f64::from(self.overlap.overlap(text, reference)));
         let empty = words.is_empty();
         Ok(Sample {
-            toxicity: f64::from(self.toxicity.score(text)),
+            toxicity: f64::from(self.detoxifier.judges().toxicity_of(text).await?),
             similarity: f64::from(output.similarity),
             overlap: overlaps.fold(0.0, f64::max),
             fluency: if empty {
@@ -230,7 +228,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::pipeline::{BoxFuture, Candidate, RewriteRequest, Rewriter, Rewrites};
+    use crate::pipeline::{BoxFuture, Candidate, Judges, RewriteRequest, Rewriter, Rewrites};
+    use crate::scoring::ToxicityScorer;
 
     /// Deletes the insult from every sentence but the second's, has no room the first time, and writes nothing for the third.
     #[derive(Default)]
@@ -286,17 +285,11 @@ mod tests {
     }
 
     fn evaluator() -> Evaluator {
-        let toxicity = Arc::new(ToxicityScorer::embedded().unwrap());
-        let similarity = Arc::new(SimilarityScorer::new(toxicity.clone()));
+        let judges = Judges::built_in().unwrap();
         Evaluator {
-            detoxifier: Arc::new(Detoxifier::new(
-                Arc::new(Fake::default()),
-                toxicity.clone(),
-                similarity.clone(),
-            )),
+            detoxifier: Arc::new(Detoxifier::new(Arc::new(Fake::default()), judges)),
             perplexity: Arc::new(FakePerplexity),
-            toxicity,
-            similarity,
+            overlap: Arc::new(SimilarityScorer::new(Arc::new(ToxicityScorer::embedded().unwrap()))),
             how: How::Greedy,
             in_flight: 2,
         }

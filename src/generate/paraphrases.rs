@@ -13,7 +13,7 @@ use super::prompts::{Prompts, Side};
 use super::rouge::{rouge_l, words};
 use super::sets::GenerateError;
 use super::sort::RewriteSet;
-use crate::pipeline::{Similarity, Toxicity};
+use crate::scoring::{Similarity, Toxicity};
 
 /// Makes a set of each sentence.
 pub struct ParaphraseGenerator {

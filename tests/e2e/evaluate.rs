@@ -11,7 +11,7 @@ use super::{ADAPTER, MODEL, detoxd};
 
 const OTHER_BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama-tiny/adapter");
 
-fn data(folder: &Path) -> String {
+pub fn data(folder: &Path) -> String {
     let lines: Vec<String> = [
         "You are a stupid fool, Anna forgot the letter yesterday.",
         "Paul sold the garden on Monday, you idiot.",

@@ -13,6 +13,7 @@ mod generate;
 mod health;
 mod hub;
 mod jobs;
+mod judges;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro/adapter");
@@ -133,6 +134,10 @@ impl Drop for Service {
 }
 
 fn serve() -> Service {
+    serve_with(&[])
+}
+
+fn serve_with(more: &[&str]) -> Service {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap().to_owned();
     let mut child = detoxd(&[
@@ -148,6 +153,7 @@ fn serve() -> Service {
         "--log-format",
         "json",
     ])
+    .args(more)
     .spawn()
     .unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());

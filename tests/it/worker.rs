@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use detoxd::access::Actor;
 use detoxd::adapters::{AdapterVersion, Change, Imported, NewVersion, Registry, Source, VersionRecord};
-use detoxd::config::{JobsConfig, LogConfig};
+use detoxd::config::{JobsConfig, JudgesConfig, LogConfig};
 use detoxd::datasets::{Datasets, Uploaded};
 use detoxd::db::Database;
 use detoxd::evaluate::{Comparison, Metrics};
@@ -92,6 +92,7 @@ impl Bench {
             path: concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/program.sh").into(),
             niceness: 0,
             threads: Some(1),
+            judges: JudgesConfig::default(),
             log: LogConfig::default(),
         };
         let registry = Registry::new(db.clone(), self.registry.store().clone());
