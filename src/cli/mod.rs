@@ -63,7 +63,7 @@ pub enum Command {
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(Box<train::TrainArgs>),
-    /// Compare two adapters on held-back examples.
+    /// Measure adapters on held-back examples, side by side.
     Evaluate(Box<evaluate::EvaluateArgs>),
     /// Ask a running process how it is.
     Health(health::HealthArgs),

@@ -14,7 +14,7 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 use super::claims::Healing;
 use super::job::{JobError, Progress};
 use crate::config::{JudgesConfig, LogConfig, LogFormat};
-use crate::evaluate::Comparison;
+use crate::evaluate::Report;
 
 /// What a worker runs.
 #[derive(Debug, Clone)]
@@ -55,7 +55,7 @@ pub enum Line {
         total: u64,
     },
     /// The result of an evaluation.
-    Comparison(Box<Comparison>),
+    Report(Box<Report>),
 }
 
 /// A step of the optimizer.

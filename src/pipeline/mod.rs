@@ -65,7 +65,7 @@ pub use edits::Edit;
 pub use judges::Judges;
 pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OutOfRange, Strength, Threshold};
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
-pub use perplexity::{ModelPerplexity, Perplexity, PerplexityScorer};
+pub use perplexity::{Likelihood, ModelPerplexity, Perplexity, PerplexityScorer};
 pub use rejection::Rejection;
 pub use remembering::{RememberingMetrics, RememberingRewriter};
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};

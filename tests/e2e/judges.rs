@@ -59,7 +59,7 @@ fn evaluate_measures_by_them() {
             "evaluate",
             "--model",
             MODEL,
-            "--candidate",
+            "--adapter",
             ADAPTER,
             "--data",
             &data,
@@ -72,7 +72,10 @@ fn evaluate_measures_by_them() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let line = |text: &str, name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    let line = |text: &str, name: &str| {
+        let begins = format!("| {name} ");
+        text.lines().find(|line| line.starts_with(&begins)).unwrap().to_owned()
+    };
     let (own, others) = (
         by(&[]),
         by(&["--toxicity-model", CLASSIFIER, "--similarity-model", EMBEDDER]),
