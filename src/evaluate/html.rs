@@ -87,18 +87,18 @@ fn differences(report: &Report) -> String {
 
 /// A row a figure: a dot and an interval a system, on one scale. `mark` is a value to measure by.
 fn forest(metrics: &[Metric], systems: &[(usize, &Figures)], mark: Option<f64>) -> String {
-    let of = |metric: &Metric| systems.iter().filter_map(|(_, figures)| figures.get(metric));
-    let all = metrics
-        .iter()
-        .flat_map(of)
-        .flat_map(|figure| [figure.low, figure.value, figure.high]);
-    if metrics.iter().flat_map(of).next().is_none() {
+    let of = |metric: Metric| systems.iter().filter_map(move |(_, figures)| figures.get(&metric));
+    let measured: Vec<&Estimate> = metrics.iter().copied().flat_map(of).collect();
+    if measured.is_empty() {
         return String::new();
     }
     let row = LINE * systems.len() as f64 + 10.0;
     let height = TOP + row * metrics.len() as f64 + BOTTOM;
     let mut svg = Svg::new(WIDTH, height);
-    let x = Scale::over(all.chain(mark), LEFT, WIDTH - RIGHT);
+    let ends = measured
+        .iter()
+        .flat_map(|figure| [figure.low, figure.value, figure.high]);
+    let x = Scale::over(ends.chain(mark), LEFT, WIDTH - RIGHT);
     for tick in x.ticks() {
         let at = x.at(tick);
         svg.line((at, TOP), (at, height - BOTTOM), GRID, 1.0);
