@@ -49,3 +49,7 @@ deny:
 # Known vulnerabilities of the dependencies; needs a network
 advisories:
     cargo deny --locked check advisories
+
+# Builds for NVIDIA GPUs, on a machine that needs neither a GPU nor CUDA
+cuda *args:
+    .ci/cuda {{ args }}

@@ -1,14 +1,19 @@
-"""Decoding speed beside llama.cpp and transformers: the same GGUF file, the same machine, turn by turn.
+"""Decoding speed beside llama.cpp and transformers: the same model, the same machine.
 
     python benches/peers.py make SMOLLM2.gguf FOLDER     # writes smollm2-q8_0.gguf, random-500m-q4_1.gguf, random-500m-q8_0.gguf
     python benches/peers.py decode FILE.gguf … [--batch 1 8] --bench target/release/deps/decode-…
+    python benches/peers.py shape 7b --device cuda:0 [--batch 1 32 256] [--bench target/release/deps/decode-…]
     detoxd model merge --model smollm2-135m --adapter assets/adapters/smollm2-135m/default-1 --out FOLDER/merged
     python benches/peers.py gguf FOLDER/merged SMOLLM2.gguf FOLDER/merged-q4_1.gguf   # the merged weights, Q4_1 and Q8_0 where SMOLLM2.gguf is
     python benches/peers.py rewrite FOLDER/merged-q4_1.gguf --texts valid.jsonl --first 200
 
+`decode` goes turn by turn. `shape` takes random weights in the shape of a model (benches/shapes.json), in bf16 on one GPU, beside transformers only, one program after the
+other since both may not fit beside each other; with one sequence it also says what share of the speed at which the card copies memory reading the weights comes to. Without
+--bench it builds the bench first, for GPUs if --device is one. `shape tiny --device cpu` shows that it runs.
+
 Each program reads prompts of 16 tokens and decodes --tokens more, greedily, --batch sequences at once; reading the prompts is not counted.
 llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; transformers by `generate`, its weights dequantised to f32 and
-to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source, llama.cpp with drafts of n-grams
+to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source (and 64 at once), llama.cpp with drafts of n-grams
 that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none. Tokens a second are those of
 the rewrites, reading the prompts included; loading is not. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
 """
@@ -90,8 +95,21 @@ class Transformers:
         self.model = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=getattr(torch, dtype)).eval()
         self.batch, self.tokens = batch, tokens
 
+    @classmethod
+    def of_shape(cls, config, device, batch, tokens, dtype):
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        self = cls.__new__(cls)
+        self.torch, self.batch, self.tokens = torch, batch, tokens
+        torch.set_default_dtype(getattr(torch, dtype))
+        with torch.device(device):
+            self.model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+        torch.set_default_dtype(torch.float32)
+        return self
+
     def run(self):
-        ids = self.torch.tensor(prompts(self.batch, self.model.config.vocab_size))
+        ids = self.torch.tensor(prompts(self.batch, self.model.config.vocab_size), device=self.model.device)
         seconds = []
         for new in (1, 1 + self.tokens):
             began = time.perf_counter()
@@ -99,7 +117,7 @@ class Transformers:
                 self.model.generate(
                     ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
                     pad_token_id=0,
-                )
+                ).cpu()  # waits for a GPU
             seconds.append(time.perf_counter() - began)
         return self.batch * self.tokens / (seconds[1] - seconds[0])
 
@@ -185,16 +203,19 @@ def rewrite(options):
     _, threads, n, m = tuned
     plain_threads = max(peers, key=lambda threads: peers[threads].speed(sources[:20], 1, 0))
     speeds = {}
+    alone = ["--in-flight", "1"]
+    ways = {"detoxd": alone, "detoxd, no drafts": [*alone, "--draft-tokens", "0"], "detoxd, 64 at once": ["--in-flight", "64"]}
     for _ in range(options.rounds):
-        for name, more in (("detoxd", []), ("detoxd, no drafts", ["--draft-tokens", "0"])):
+        for name, more in ways.items():
             load, _ = ours(texts[0] + "\n", *more)
             took, tokens = ours(lines, *more)
             speeds.setdefault(name, []).append(tokens / (took - load))
         speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
         speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
     medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
-    ratios = {name: round(medians["detoxd"] / speed, 2) for name, speed in medians.items() if name != "detoxd"}
-    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "detoxd to": ratios}))
+    others = {name: speed for name, speed in medians.items() if name not in ways}
+    ratios = {f"{way} to {name}": round(medians[way] / speed, 2) for way in ways for name, speed in others.items()}
+    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "ratios": ratios}))
 
 
 def writer(path, source, changed=None):
@@ -281,6 +302,43 @@ def decode(options):
             print(json.dumps({"file": path.name, "batch": batch, "tokens_per_second": medians, "ratios": ratios}), flush=True)
 
 
+def built(device):
+    """The executable of benches/decode.rs."""
+    command = ["cargo", "bench", "--bench", "decode", "--no-run", "--message-format", "json"]
+    if device != "cpu":
+        command += ["--features", "cuda"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    return next(m["executable"] for m in messages if m.get("target", {}).get("name") == "decode" and m.get("executable"))
+
+
+def shape(options):
+    config = json.loads(Path(__file__).with_name("shapes.json").read_text())[options.shape]
+    bench = options.bench or built(options.device)
+    for batch in options.batch:
+        command = [bench, "--shape", options.shape, "--device", options.device, "--dtype", options.dtype.replace("bfloat16", "bf16").replace("float", "f"),
+                   "--batch", batch, "--tokens", options.tokens, "--runs", options.rounds]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+        ours = json.loads(done.stdout.splitlines()[-1])
+        speeds = {"detoxd": ours["tokens_per_second"]}
+        if not options.no_transformers:
+            peer = Transformers.of_shape({k: v for k, v in config.items() if k != "model_type"}, options.device, batch, options.tokens, options.dtype)
+            speeds["transformers"] = [peer.run() for _ in range(options.rounds + 1)][1:]
+            del peer
+            if options.device != "cpu":
+                import torch
+
+                torch.cuda.empty_cache()
+        medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
+        report = {"shape": options.shape, "device": options.device, "dtype": options.dtype, "batch": batch, "tokens_per_second": medians}
+        if "transformers" in medians:
+            report["ratio"] = round(medians["detoxd"] / medians["transformers"], 2)
+        if batch == 1:
+            report["share_of_bandwidth"] = round(ours["share_of_bandwidth"], 3)
+            report["gigabytes_copied_per_second"] = round(ours["bytes_copied_per_second"] / 1e9)
+        print(json.dumps(report), flush=True)
+
+
 def make(options):
     from gguf import GGMLQuantizationType as Q, GGUFReader, quants
 
@@ -332,6 +390,16 @@ def main():
     decoding.add_argument("--rounds", type=int, default=5)
     decoding.add_argument("--no-transformers", action="store_true")
     decoding.set_defaults(run=decode)
+    shaped = commands.add_parser("shape")
+    shaped.add_argument("shape")
+    shaped.add_argument("--device", default="cuda:0")
+    shaped.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    shaped.add_argument("--bench", type=Path, help="the executable of benches/decode.rs")
+    shaped.add_argument("--batch", type=int, nargs="+", default=[1, 32, 256])
+    shaped.add_argument("--tokens", type=int, default=64)
+    shaped.add_argument("--rounds", type=int, default=3)
+    shaped.add_argument("--no-transformers", action="store_true")
+    shaped.set_defaults(run=shape)
     converting = commands.add_parser("gguf")
     for name in ("folder", "source", "out"):
         converting.add_argument(name, type=Path)

@@ -11,7 +11,7 @@ use clap::Parser;
 use detoxd::cli::compose;
 use detoxd::config::{ModelConfig, ModelSettings};
 use detoxd::pipeline::verify::{Source, Verifier, Weights};
-use detoxd::pipeline::{LanguageModelRewriter, RewriteRequest, Rewriter, Threshold};
+use detoxd::pipeline::{LanguageModelRewriter, RewriteRequest, Rewriter, Threshold, Turn};
 use detoxd::scoring::{SimilarityScorer, ToxicityScorer};
 
 #[derive(Parser)]
@@ -58,6 +58,7 @@ async fn main() -> anyhow::Result<()> {
                 let (rewriter, adapter, line) = (rewriter.clone(), parts.adapter.clone(), line.clone());
                 let (candidates, strength) = (arguments.candidates, arguments.strength);
                 tokio::spawn(async move {
+                    let turn = Turn::new(None);
                     let request = RewriteRequest {
                         sentence: line.trim(),
                         adapter: &adapter,
@@ -65,7 +66,7 @@ async fn main() -> anyhow::Result<()> {
                         candidates,
                         seed: 0,
                         deadline: None,
-                        request: 0,
+                        turn: &turn,
                     };
                     rewriter.rewrite(request).await
                 })

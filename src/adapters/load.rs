@@ -15,7 +15,7 @@ use super::record::RegistryError;
 use super::registry::Registry;
 use super::version::AdapterVersion;
 use crate::model::lora::LoraModel;
-use crate::model::{DecoderConfig, ModelError};
+use crate::model::{DecoderConfig, ModelError, Placement};
 
 /// The model that adapters are for.
 #[derive(Clone)]
@@ -26,8 +26,8 @@ pub struct Base {
     pub fingerprint: String,
     /// Its shape.
     pub decoder: DecoderConfig,
-    /// Where it computes.
-    pub device: Device,
+    /// Where it computes, and how.
+    pub placement: Placement,
     /// Tries an adapter on it.
     pub canary: Arc<dyn Canary>,
 }
@@ -237,7 +237,7 @@ impl Loader {
         files: AdapterFiles,
         mut reservation: Reservation,
     ) -> Result<(Arc<LoraModel>, Reservation), LoadError> {
-        let (decoder, device) = (self.base.decoder.clone(), self.base.device.clone());
+        let (decoder, placement) = (self.base.decoder.clone(), self.base.placement.clone());
         let max = self.memory.budget().max_rank;
         let read = move || {
             let Claim { bytes, rank } = files.claim()?;
@@ -245,7 +245,8 @@ impl Loader {
                 return Err(LoadError::Rank { rank, max });
             }
             reservation.resize(bytes)?;
-            let weights = LoraModel::from_bytes(&files.config, &files.weights, &decoder, &device)?;
+            let weights = LoraModel::from_bytes(&files.config, &files.weights, &decoder, &Device::Cpu)?;
+            let weights = weights.placed(&decoder, &placement)?;
             Ok((Arc::new(weights), reservation))
         };
         tokio::task::spawn_blocking(read)

@@ -6,7 +6,7 @@ use super::files::AdapterFiles;
 use super::lease::AdapterLease;
 use super::version::{AdapterRef, AdapterVersion};
 use crate::model::lora::LoraModel;
-use crate::model::{DecoderConfig, ModelError};
+use crate::model::{DecoderConfig, ModelError, Placement};
 
 /// An adapter that comes with the program, for one base model.
 #[derive(Debug)]
@@ -63,8 +63,9 @@ impl ShippedAdapter {
     ///
     /// # Errors
     /// When the decoder is not of the base model's shape.
-    pub fn load(&self, decoder: &DecoderConfig, device: &Device) -> Result<AdapterLease, ModelError> {
-        let adapter = LoraModel::from_bytes(self.config, self.weights, decoder, device)?;
+    pub fn load(&self, decoder: &DecoderConfig, placement: &Placement) -> Result<AdapterLease, ModelError> {
+        let adapter = LoraModel::from_bytes(self.config, self.weights, decoder, &Device::Cpu)?;
+        let adapter = adapter.placed(decoder, placement)?;
         Ok(AdapterLease::new(self.version(), adapter.into()))
     }
 }

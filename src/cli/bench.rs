@@ -1,6 +1,6 @@
 //! `detoxd bench`: drives a running service from a file of texts, and says how fast it answers.
 //!
-//! Closed loop: each client sends its next request when it has its answer. Open loop (`--rate`): requests leave on time whether or not the
+//! Closed loop: each client sends its next request when it has its answer; one that is refused waits for as long as it is told. Open loop (`--rate`): requests leave on time whether or not the
 //! answers keep up, as in real overload; a client that is still waiting does not slow the others down.
 
 use std::collections::BTreeMap;
@@ -108,6 +108,7 @@ struct Answer {
     tokens: u64,
     sent: Instant,
     milliseconds: f64,
+    retry_after: Option<Duration>,
 }
 
 /// Runs the command.
@@ -196,9 +197,11 @@ impl Requests {
             request = request.bearer_auth(key);
         }
         let sent = Instant::now();
-        let (mut status, mut body) = (0, bytes::Bytes::new());
+        let (mut status, mut body, mut retry_after) = (0, bytes::Bytes::new(), None);
         if let Ok(response) = request.send().await {
             status = response.status().as_u16();
+            let header = response.headers().get("retry-after");
+            retry_after = header.and_then(|value| value.to_str().ok()?.parse().ok().map(Duration::from_secs));
             match response.bytes().await {
                 Ok(bytes) => body = bytes,
                 Err(_) => status = 0,
@@ -210,6 +213,7 @@ impl Requests {
             tokens: tokens(&body),
             sent,
             milliseconds,
+            retry_after,
         }
     }
 }
@@ -250,7 +254,13 @@ async fn measure(args: &BenchArgs, clients: u32, requests: Arc<Requests>) -> any
                 tasks.spawn(async move {
                     let mut answers = Vec::new();
                     while Instant::now() < end {
-                        answers.push(requests.send().await);
+                        let answer = requests.send().await;
+                        let wait = answer.retry_after;
+                        answers.push(answer);
+                        // Not for nothing: even that takes a tick of the clock.
+                        if let Some(wait) = wait {
+                            tokio::time::sleep(wait.min(end - Instant::now())).await;
+                        }
                     }
                     answers
                 });

@@ -18,6 +18,7 @@ use crate::{
         Decoder,
         chat::ChatTemplate,
         fingerprint::fingerprint,
+        gpu,
         kernels::bf16::PackedBf16,
         lora::LoraModel,
         tokenizer::TextTokenizer,
@@ -171,6 +172,7 @@ fn load_model(config: &ModelConfig) -> Result<Model, ComposeError> {
     let (tokenizer, prompt, decoder) = open().map_err(|error| failed(format!("{error:#}")))?;
     let mut limits = EngineConfig {
         max_draft_tokens: config.draft_tokens,
+        max_cached_tokens: config.kv_cache_tokens,
         ..EngineConfig::default()
     };
     if let Some(threads) = config.threads {
@@ -255,7 +257,7 @@ pub async fn serve(
         name: name.clone(),
         fingerprint,
         decoder: decoder.config().clone(),
-        device: decoder.device().clone(),
+        placement: decoder.placement().clone(),
         canary: Arc::new(canary),
     };
     let residents = Residents::serving(Loader::new(registry, base, budget, Arc::clone(&metrics.adapters)));
@@ -269,26 +271,31 @@ pub async fn serve(
     Ok(assemble(rewriter, Arc::new(residents), perplexity, judges))
 }
 
-/// Quantised where that is faster, unless a number format is asked for by name.
+/// Quantised where that is faster, unless a number format is asked for by name; on a GPU dense, in bf16 unless another one is asked for.
 fn purpose(config: &ModelConfig, device: &candle_core::Device) -> anyhow::Result<Purpose> {
+    if !device.is_cpu() {
+        let dtype = match config.dtype {
+            Dtype::Auto | Dtype::Bf16 => DType::BF16,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+        };
+        return Ok(Purpose::ServeOnDevice { dtype });
+    }
     match (config.dtype, config.quantize) {
-        (Dtype::Auto, Quantize::Auto) if device.is_cpu() => Ok(Purpose::ServeQuantized),
+        (Dtype::Auto, Quantize::Auto) => Ok(Purpose::ServeQuantized),
         (Dtype::Auto | Dtype::F32, _) => Ok(Purpose::ServeDense),
         // The same weights as in training: bf16 products, sums in single precision.
-        (Dtype::Bf16, _) if device.is_cpu() && PackedBf16::is_supported() => Ok(Purpose::Train { dtype: DType::BF16 }),
+        (Dtype::Bf16, _) if PackedBf16::is_supported() => Ok(Purpose::Train { dtype: DType::BF16 }),
         (Dtype::Bf16, _) => anyhow::bail!("bf16 products need a processor with AVX512-BF16; use --dtype f32 or auto"),
-        (Dtype::F16, _) => anyhow::bail!("f16 is not computed with yet; use --dtype f32 or auto"),
+        (Dtype::F16, _) => anyhow::bail!("f16 is computed with on GPUs only; use --dtype f32 or auto"),
     }
 }
 
 fn device(wanted: crate::config::Device) -> Result<candle_core::Device, String> {
     match wanted {
         crate::config::Device::Cpu => Ok(candle_core::Device::Cpu),
-        crate::config::Device::Cuda(number) => candle_core::Device::new_cuda(number).map_err(|error| {
-            format!(
-                "the device cuda:{number} can't be used ({error}); build with `--features cuda`, or use --device cpu"
-            )
-        }),
+        crate::config::Device::Cuda(number) => gpu::open(number)
+            .map_err(|error| format!("the device cuda:{number} can't be used: {error}; or use --device cpu")),
     }
 }
 
@@ -298,7 +305,7 @@ fn device(wanted: crate::config::Device) -> Result<candle_core::Device, String> 
 /// When it can't be had or does not fit the model.
 pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, ComposeError> {
     let failed = |adapter: String, reason: String| ComposeError::Adapter { adapter, reason };
-    let (shape, device) = (decoder.config(), decoder.device());
+    let (shape, placement) = (decoder.config(), decoder.placement());
     match &config.adapter {
         AdapterSource::None => Ok(AdapterLease::none()),
         AdapterSource::Auto => {
@@ -313,11 +320,12 @@ pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, 
             })?;
             let version = shipped.version().to_string();
             shipped
-                .load(shape, device)
+                .load(shape, placement)
                 .map_err(|error| failed(version, error.to_string()))
         }
         AdapterSource::Folder(folder) => {
-            let adapter = LoraModel::load(folder, shape, device)
+            let adapter = LoraModel::load(folder, shape, &candle_core::Device::Cpu)
+                .and_then(|adapter| adapter.placed(shape, placement))
                 .map_err(|error| failed(folder.display().to_string(), error.to_string()))?;
             Ok(AdapterLease::new(
                 AdapterVersion::new(name_of(folder), 1),
@@ -331,7 +339,7 @@ pub fn adapter(config: &ModelConfig, decoder: &Decoder) -> Result<AdapterLease, 
                     "no such adapter is shipped; name a PEFT folder, or `none`".to_owned(),
                 )
             })?;
-            shipped.load(shape, device).map_err(|error| {
+            shipped.load(shape, placement).map_err(|error| {
                 let base = shipped.base();
                 failed(
                     wanted.to_string(),

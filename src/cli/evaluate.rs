@@ -7,14 +7,14 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
 use super::compose::{self, ComposeError, Parts};
 use super::judges;
 use crate::adapters::AdapterLease;
 use crate::config::{
-    BUILT_IN, ConfigError, DRAFT_TOKENS, JudgeSettings, JudgesConfig, LogSettings, ModelConfig, ModelSettings,
+    BUILT_IN, ConfigError, DRAFT_TOKENS, JudgeSettings, JudgesConfig, KV_CACHE_TOKENS, LogSettings, ModelConfig,
+    ModelSettings,
 };
 use crate::evaluate::html::html;
 use crate::evaluate::markdown::markdown;
@@ -271,6 +271,7 @@ fn settings(args: &EvaluateArgs, adapter: &str) -> Result<ModelConfig, Failure> 
         quantize: "auto".to_owned(),
         threads: args.threads,
         draft_tokens: DRAFT_TOKENS,
+        kv_cache_tokens: KV_CACHE_TOKENS,
     };
     settings.try_into().map_err(|error: ConfigError| invalid(error.into()))
 }

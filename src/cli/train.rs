@@ -280,7 +280,10 @@ struct RewriteScores(Judges);
 impl Reward for RewriteScores {
     fn reward(&self, source: &str, rewrite: &str) -> f64 {
         let Self(judges) = self;
-        f64::from(judges.similarity.score(source, rewrite)) * (1.0 - f64::from(judges.toxicity.score(rewrite)))
+        let worth =
+            f64::from(judges.similarity.score(source, rewrite)) * (1.0 - f64::from(judges.toxicity.score(rewrite)));
+        // Where a judge can't tell, which is not a number, nothing.
+        worth.max(0.0)
     }
 }
 

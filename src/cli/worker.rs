@@ -154,6 +154,7 @@ mod tests {
             quantize: crate::config::Quantize::Auto,
             threads: None,
             draft_tokens: crate::config::DRAFT_TOKENS,
+            kv_cache_tokens: crate::config::KV_CACHE_TOKENS,
         });
         assert_eq!(bases("mine").unwrap(), path);
         assert_eq!(bases(&model).unwrap(), path);

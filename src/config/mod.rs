@@ -29,8 +29,8 @@ pub use self::{
     model::{AdapterSource, Device, Dtype, ModelConfig, Quantize},
     policy::Policy,
     raw::{
-        AccessSettings, AdapterSettings, BUILT_IN, DRAFT_TOKENS, JobSettings, JudgeSettings, LogSettings,
-        ModelSettings, PolicySettings, RawConfig, ServerSettings, StorageSettings,
+        AccessSettings, AdapterSettings, BUILT_IN, DRAFT_TOKENS, JobSettings, JudgeSettings, KV_CACHE_TOKENS,
+        LogSettings, ModelSettings, PolicySettings, RawConfig, ServerSettings, StorageSettings,
     },
     server::{Limits, ServerConfig},
     storage::StorageConfig,

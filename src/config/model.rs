@@ -24,6 +24,8 @@ pub struct ModelConfig {
     pub threads: Option<usize>,
     /// Most draft tokens of a sequence and step; 0 for none.
     pub draft_tokens: usize,
+    /// Tokens whose keys and values may be held at once.
+    pub kv_cache_tokens: usize,
 }
 
 /// Longer drafts than this would hardly ever be right to their end.
@@ -101,6 +103,9 @@ impl TryFrom<ModelSettings> for ModelConfig {
                 "must be at most 64",
             ));
         }
+        if raw.kv_cache_tokens == 0 {
+            return Err(ConfigError::invalid("kv_cache_tokens", 0, "must be at least 1"));
+        }
         Ok(Self {
             cache_dir: raw.cache_dir,
             adapter: adapter(&raw.adapter)?,
@@ -118,6 +123,7 @@ impl TryFrom<ModelSettings> for ModelConfig {
             model: raw.model,
             threads: raw.threads,
             draft_tokens: raw.draft_tokens,
+            kv_cache_tokens: raw.kv_cache_tokens,
         })
     }
 }

@@ -56,6 +56,15 @@ pub struct ServerSettings {
     /// Requests in the house at once, waiting or running; more are answered 503 with `Retry-After`.
     #[arg(long, env = "DETOXD_MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 64)]
     pub max_concurrent_requests: usize,
+    /// Time that a text with something to rewrite may have to wait for the model, as far as can be foreseen; else it is answered 503
+    /// with `Retry-After` at once. Texts with nothing to rewrite never wait.
+    #[arg(
+        long,
+        env = "DETOXD_MAX_QUEUE_WAIT",
+        value_name = "DURATION",
+        default_value = "1500ms"
+    )]
+    pub max_queue_wait: String,
     /// Time a request may take, such as `30s` or `500ms`; later it is answered 504. A request's
     /// own `timeout_ms` can only shorten it.
     #[arg(long, env = "DETOXD_TIMEOUT", value_name = "DURATION", default_value = "30s")]
@@ -78,6 +87,9 @@ pub struct ServerSettings {
 
 /// Draft tokens where nothing is said.
 pub const DRAFT_TOKENS: usize = 16;
+
+/// Tokens in the cache where nothing is said.
+pub const KV_CACHE_TOKENS: usize = 4096;
 
 /// Which model, on what, with which adapter.
 #[derive(Debug, Clone, clap::Args)]
@@ -113,6 +125,10 @@ pub struct ModelSettings {
     /// Texts are the same with any number; how many are worth their time is measured.
     #[arg(long, env = "DETOXD_DRAFT_TOKENS", value_name = "N", default_value_t = DRAFT_TOKENS)]
     pub draft_tokens: usize,
+    /// Tokens whose keys and values may be held at once, of all sentences in the batch at their longest; more wait. On a GPU the memory for
+    /// them is taken at the start.
+    #[arg(long, env = "DETOXD_KV_CACHE_TOKENS", value_name = "N", default_value_t = KV_CACHE_TOKENS)]
+    pub kv_cache_tokens: usize,
 }
 
 /// Who judges texts.

@@ -26,6 +26,8 @@ pub struct Limits {
     pub max_body_bytes: usize,
     /// Requests waiting and running.
     pub max_concurrent_requests: usize,
+    /// Time that a request may have to wait for the model.
+    pub max_queue_wait: Duration,
     /// Time a request may take.
     pub timeout: Duration,
     /// Time the model may have work and make no step before `/health/live` says no.
@@ -38,6 +40,7 @@ impl Default for Limits {
             max_text_chars: 100_000,
             max_body_bytes: 2 * 1024 * 1024,
             max_concurrent_requests: 64,
+            max_queue_wait: Duration::from_millis(1500),
             timeout: Duration::from_secs(30),
             max_stall: Duration::from_secs(60),
         }
@@ -53,6 +56,7 @@ impl TryFrom<ServerSettings> for ServerConfig {
             max_body_bytes: at_least_one("max_body_bytes", raw.max_body_bytes)?,
             max_concurrent_requests: at_least_one("max_concurrent_requests", raw.max_concurrent_requests)?
                 .min(tokio::sync::Semaphore::MAX_PERMITS),
+            max_queue_wait: time("max_queue_wait", &raw.max_queue_wait)?,
             timeout: time("timeout", &raw.timeout)?,
             max_stall: time("max_stall", &raw.max_stall)?,
         };

@@ -1,12 +1,13 @@
 //! What the engine is doing, for `/metrics` and for the question whether it makes progress.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
+use super::load::Load;
 use super::step::Stepped;
 
 /// Bounds for the time of a step, in seconds: some milliseconds for one token, seconds for long prompts on few processors.
@@ -17,8 +18,6 @@ const STEP_SECONDS: &[f64] = &[
 const SEQUENCES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 128.0];
 /// Bounds for the tokens of a step.
 const TOKENS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
-/// What a step's share of the speed weighs after each later one.
-const KEPT: f64 = 0.98;
 
 /// Counters of the engine. Clones are the same counters.
 #[derive(Clone)]
@@ -39,16 +38,7 @@ pub struct Activity {
     waiting: IntGauge,
     running: IntGauge,
     clock: Arc<Clock>,
-    speed: Arc<Mutex<Speed>>,
-    /// Cost of what waits, then of what runs.
-    work: Arc<[AtomicU64; 2]>,
-}
-
-/// How fast work is done, over the last steps.
-#[derive(Default)]
-struct Speed {
-    cost: f64,
-    seconds: f64,
+    load: Arc<Mutex<Load>>,
 }
 
 /// When the engine last got on with its work.
@@ -136,8 +126,7 @@ impl Activity {
                 origin: Instant::now(),
                 progress: AtomicU64::new(0),
             }),
-            speed: Arc::default(),
-            work: Arc::default(),
+            load: Arc::default(),
         })
     }
 
@@ -194,21 +183,22 @@ impl Activity {
         (self.prefilled.get(), self.reused.get())
     }
 
-    /// How long the work at hand takes, at the speed of late; a second while there is nothing to judge by.
+    /// How long one who comes now would wait for a place in the batch, at the speed of late; a second while there is nothing to judge by.
     pub fn expected_wait(&self) -> Duration {
-        let speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
-        let [waiting, running] = [0, 1].map(|index| self.work[index].load(Ordering::Relaxed) as f64);
-        let seconds = (waiting + running / 2.0) * speed.seconds / speed.cost;
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_secs(1))
+        self.load().wait()
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Work comes in, whatever the number of those that wait.
     pub fn submitted(&self) {
-        self.submit(0, usize::MAX);
+        self.submit(0, 0, usize::MAX);
     }
 
-    /// Work comes in. `false`, and nothing is counted, when more than `most` would wait.
-    pub(super) fn submit(&self, cost: usize, most: usize) -> bool {
+    /// Work for `key` comes in. `false`, and nothing is counted, when more than `most` would wait.
+    pub(super) fn submit(&self, key: u64, cost: usize, most: usize) -> bool {
         let is_idle = self.waiting.get() <= 0 && self.running.get() == 0;
         self.waiting.inc();
         if usize::try_from(self.waiting.get()).unwrap_or(0) > most {
@@ -219,14 +209,14 @@ impl Activity {
             // The time without work is no stall.
             self.clock.touch();
         }
-        self.work[0].fetch_add(cost as u64, Ordering::Relaxed);
+        self.load().come(key, cost);
         true
     }
 
     /// Work is taken up, or was refused.
-    pub(super) fn received(&self, cost: usize) {
+    pub(super) fn received(&self, key: u64, cost: usize) {
         self.waiting.dec();
-        self.work[0].fetch_sub(cost as u64, Ordering::Relaxed);
+        self.load().go(key, cost);
     }
 
     /// What is in the batch, the tokens it may need in the cache, with those of kept prompts, and how many there may be.
@@ -235,7 +225,7 @@ impl Activity {
         self.cached.set(i64::try_from(cached).unwrap_or(i64::MAX));
         self.cache_usage.set(reserved as f64 / most.max(1) as f64);
         // What a request may need is also what it costs.
-        self.work[1].store(reserved as u64, Ordering::Relaxed);
+        self.load().run(reserved);
     }
 
     /// The beginning of a prompt was known.
@@ -270,9 +260,7 @@ impl Activity {
 
     /// Work of this cost was finished in the last step, which took so long.
     pub(super) fn worked(&self, cost: usize, took: Duration) {
-        let mut speed = self.speed.lock().unwrap_or_else(PoisonError::into_inner);
-        speed.cost = speed.cost * KEPT + cost as f64;
-        speed.seconds = speed.seconds * KEPT + took.as_secs_f64();
+        self.load().worked(cost, took);
     }
 }
 
@@ -290,7 +278,7 @@ mod tests {
             activity.stalled_for().unwrap() < Duration::from_millis(25),
             "idle time is no stall"
         );
-        activity.received(0);
+        activity.received(0, 0);
         activity.batch(1, 10, 10, 100);
         std::thread::sleep(Duration::from_millis(30));
         assert!(activity.stalled_for().unwrap() >= Duration::from_millis(30));
@@ -301,26 +289,18 @@ mod tests {
         );
         activity.scored(3, Duration::from_millis(30));
         assert!(activity.stalled_for().unwrap() < Duration::from_millis(25));
-        activity.received(0);
+        activity.received(0, 0);
         activity.batch(0, 0, 0, 100);
         assert_eq!(activity.stalled_for(), None);
         assert_eq!(activity.steps(), 1);
     }
 
     #[test]
-    fn the_wait_is_what_waits_at_the_speed_of_late() {
+    fn no_more_wait_than_may() {
         let activity = Activity::new().unwrap();
-        assert_eq!(activity.expected_wait(), Duration::from_secs(1), "nothing to judge by");
-        for _ in 0..50 {
-            activity.worked(10, Duration::from_millis(100));
-        }
-        assert!(activity.submit(200, 2));
-        assert!(activity.submit(300, 2));
-        assert!(!activity.submit(400, 2), "two wait already");
-        activity.batch(1, 100, 100, 1000);
-        let wait = activity.expected_wait().as_secs_f64();
-        assert!((wait - 5.5).abs() < 1e-6, "{wait}");
-        activity.received(200);
-        assert!((activity.expected_wait().as_secs_f64() - 3.5).abs() < 1e-6);
+        assert!(activity.submit(1, 200, 2) && activity.submit(1, 300, 2));
+        assert!(!activity.submit(2, 400, 2), "two wait already");
+        activity.received(1, 200);
+        assert!(activity.submit(2, 400, 2));
     }
 }

@@ -21,8 +21,8 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Prompt tokens taken into one step; longer prompts take several, and others write meanwhile.
     pub max_prefill_tokens: usize,
-    /// Tokens, prompts and continuations at their longest, whose keys and values may be held, prompts kept for reuse among them; each takes
-    /// [`crate::model::kv_cache::KvCache::bytes_per_token`]. A request that exceeds it runs alone.
+    /// Tokens, prompts and continuations at their longest, whose keys and values may be held, prompts kept for reuse among them; on a device
+    /// memory for them is taken at the start. A request that exceeds it runs alone.
     pub max_cached_tokens: usize,
     /// Draft tokens that a sequence may put to the test in one step; 0 turns drafts off.
     pub max_draft_tokens: usize,
@@ -122,9 +122,9 @@ pub struct Generated {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Too many requests wait already.
-    #[error("the engine's queue is full; what is in it takes some {retry_after:?}")]
+    #[error("too much waits for the engine: some {retry_after:?} of work")]
     Overloaded {
-        /// How long what waits will take, at the speed of late.
+        /// How long one who comes now would wait, at the speed of late.
         retry_after: Duration,
     },
     /// The deadline passed first.
@@ -215,7 +215,7 @@ impl Engine {
     /// Starts the engine's thread.
     ///
     /// # Errors
-    /// When threads cannot be had.
+    /// When threads cannot be had, or memory for the caches on a device.
     pub fn start(decoder: Arc<Decoder>, config: EngineConfig) -> Result<Self, EngineError> {
         let failed = |error: &dyn std::fmt::Display| EngineError::Failed(error.to_string());
         let (commands, receiver) = channel();
@@ -225,7 +225,9 @@ impl Engine {
             .thread_name(|index| format!("engine-{index}"))
             .build()
             .map_err(|error| failed(&error))?;
-        let scheduler = Scheduler::new(decoder.clone(), config, activity.clone());
+        let caches = decoder.cache_space(config.max_cached_tokens);
+        caches.allocate().map_err(|error| failed(&error))?;
+        let scheduler = Scheduler::new(decoder.clone(), caches, config, activity.clone());
         std::thread::Builder::new()
             .name("engine".to_owned())
             // The loop itself runs on a thread of the pool: products called from outside would wait for a wake-up each.
@@ -308,16 +310,28 @@ impl Engine {
         }
     }
 
+    /// Whether one who comes now will have his turn within `patience`.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when not.
+    pub fn check_wait(&self, patience: Duration) -> Result<(), EngineError> {
+        let wait = self.activity.expected_wait();
+        if wait > patience {
+            return Err(EngineError::Overloaded { retry_after: wait });
+        }
+        Ok(())
+    }
+
     fn send(&self, command: Command) -> Result<(), EngineError> {
-        let cost = command.cost();
+        let (key, cost) = (command.key(), command.cost());
         // Counted first: the engine may have taken it before this returns.
-        if !self.activity.submit(cost, self.max_waiting) {
+        if !self.activity.submit(key, cost, self.max_waiting) {
             return Err(EngineError::Overloaded {
                 retry_after: self.activity.expected_wait(),
             });
         }
         self.commands.send(command).map_err(|_| {
-            self.activity.received(cost);
+            self.activity.received(key, cost);
             EngineError::Stopped
         })
     }

@@ -5,7 +5,7 @@
 //! - `queue` is what waits, in a fair order; `prefixes` what is remembered of prompts.
 //! - `sequence` is one request's state in the batch; `sampling` chooses tokens from logits; `scoring` is a text's likelihood.
 //! - `draft` guesses tokens from a source; `pace` measures what guesses cost and bring, and says how many to make.
-//! - `activity` is what it counts, and whether it makes progress.
+//! - `activity` is what it counts, and whether it makes progress; `load` says how long a newcomer would wait.
 //!
 //! **Invariant:** what is written depends on the request alone: not on drafts, nor on what else is in the batch.
 //! **Invariant:** this room sees token ids only; it knows no text, no prompt and no HTTP.
@@ -13,6 +13,7 @@
 mod activity;
 mod draft;
 mod handle;
+mod load;
 mod pace;
 mod prefixes;
 mod queue;

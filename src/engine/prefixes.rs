@@ -6,8 +6,7 @@ use std::sync::{Arc, Weak};
 use candle_core::Result;
 
 use super::handle::Generation;
-use crate::model::DecoderConfig;
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{CacheSpace, KvCache};
 use crate::model::lora::LoraModel;
 
 /// Fewer tokens than this are computed as fast as they are found.
@@ -72,8 +71,8 @@ impl Prefixes {
     ///
     /// # Errors
     /// When a kept cache is not what it should be.
-    pub(super) fn begin(&mut self, generation: &Generation, config: &DecoderConfig) -> Result<KvCache> {
-        let mut cache = KvCache::new(config, generation.prompt.len());
+    pub(super) fn begin(&mut self, generation: &Generation, caches: &CacheSpace) -> Result<KvCache> {
+        let mut cache = caches.cache(generation.prompt.len());
         let longest = (0..self.entries.len())
             .filter(|&index| self.entries[index].under.is(generation))
             .map(|index| (shared(&generation.prompt, &self.entries[index].tokens), index))

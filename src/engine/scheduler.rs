@@ -13,9 +13,11 @@ use super::queue::FairQueue;
 use super::scoring::Scoring;
 use super::sequence::Group;
 use crate::model::Decoder;
+use crate::model::kv_cache::CacheSpace;
 
 pub(super) struct Scheduler {
     pub(super) decoder: Arc<Decoder>,
+    pub(super) caches: CacheSpace,
     pub(super) config: EngineConfig,
     pub(super) activity: Activity,
     queue: FairQueue<Command>,
@@ -27,11 +29,12 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(decoder: Arc<Decoder>, config: EngineConfig, activity: Activity) -> Self {
+    pub(super) fn new(decoder: Arc<Decoder>, caches: CacheSpace, config: EngineConfig, activity: Activity) -> Self {
         Self {
             prefixes: Prefixes::new(config.max_cached_tokens / 4),
             pace: Pace::new(config.max_draft_tokens),
             decoder,
+            caches,
             config,
             activity,
             queue: FairQueue::new(),
@@ -84,36 +87,49 @@ impl Scheduler {
             let (config, groups) = (&self.config, &self.groups);
             // The rest of the batch is kept for others: who comes next then does not wait for a long text to end.
             let share = config.max_sequences - config.max_sequences / 4;
-            let next = self.queue.pop(|key, command| {
-                let sequences = command.sequences();
-                let own: usize = groups
-                    .iter()
-                    .filter(|group| group.generation.fairness == key)
-                    .map(|group| group.generation.candidates)
-                    .sum();
+            let next = self.queue.pop(
+                |key, command| {
+                    let own: usize = groups
+                        .iter()
+                        .filter(|group| group.generation.fairness == key)
+                        .map(|group| group.generation.candidates)
+                        .sum();
+                    own == 0 || own + command.sequences() <= share
+                },
                 // What is larger than all there is goes alone.
-                is_empty
-                    || (running + sequences <= config.max_sequences
-                        && held + command.most_tokens() <= config.max_cached_tokens
-                        && (own == 0 || own + sequences <= share))
-            });
-            let Some(command) = next else { return };
-            self.activity.received(command.cost());
-            self.prefixes.shrink(
-                self.config
-                    .max_cached_tokens
-                    .saturating_sub(held + command.most_tokens()),
+                |command| {
+                    is_empty
+                        || (running + command.sequences() <= config.max_sequences
+                            && held + command.most_tokens() <= config.max_cached_tokens)
+                },
             );
+            let Some(command) = next else { return };
+            self.activity.received(command.key(), command.cost());
+            let wanted = held + command.most_tokens();
+            self.prefixes
+                .shrink(self.config.max_cached_tokens.saturating_sub(wanted));
+            if is_empty {
+                self.fit_caches(wanted);
+            }
             match command {
                 Command::Generate(generation, submitted, reply) => {
-                    let group = Group::admit(*generation, submitted, reply, self.decoder.config(), &self.pace);
+                    let group = Group::admit(*generation, submitted, reply, &self.caches, &self.pace);
                     self.groups.push_back(group);
                 }
                 Command::Likelihood(request, reply) => {
-                    self.scoring
-                        .push_back(Scoring::new(request, reply, self.decoder.config()));
+                    self.scoring.push_back(Scoring::new(request, reply, &self.caches));
                 }
             }
+        }
+    }
+
+    /// On a device, where memory is taken once: a space of its own for a single request that is larger than all there is, and the usual one again
+    /// after it. Nothing but kept prefixes is held now.
+    fn fit_caches(&mut self, wanted: usize) {
+        let wanted = wanted.max(self.config.max_cached_tokens);
+        if self.caches.tokens().is_some_and(|tokens| tokens != wanted) {
+            self.prefixes.shrink(0);
+            self.caches = self.decoder.cache_space(wanted);
         }
     }
 
@@ -137,7 +153,7 @@ impl Scheduler {
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
         for command in self.queue.take_out(|command| !command.is_unwanted(now)) {
-            self.activity.received(command.cost());
+            self.activity.received(command.key(), command.cost());
             command.fail(EngineError::DeadlinePassed);
         }
         self.scoring.retain(|scoring| !scoring.is_abandoned());
@@ -172,16 +188,13 @@ impl Scheduler {
     }
 
     fn answer(&mut self, took: Duration) {
-        let mut done = 0;
-        for group in std::mem::take(&mut self.groups) {
-            if group.is_done() {
-                done += group.generation.cost();
-                group.finish();
-            } else {
-                self.groups.push_back(group);
-            }
-        }
-        self.activity.worked(done, took);
+        let (done, rest): (VecDeque<_>, _) = std::mem::take(&mut self.groups).into_iter().partition(Group::is_done);
+        self.groups = rest;
+        let cost = done.iter().map(|group| group.generation.cost()).sum();
+        self.activity.worked(cost, took);
+        // Before the answers: who has one finds the place free.
+        self.tell();
+        done.into_iter().for_each(Group::finish);
     }
 
     /// A piece of the text that waits longest, then the others' turn.

@@ -5,10 +5,10 @@ use tokio::sync::oneshot;
 
 use super::handle::{EngineError, LikelihoodRequest};
 use super::step::extend_spans;
-use crate::model::kv_cache::{CachedSequence, KvCache};
+use crate::model::Decoder;
+use crate::model::kv_cache::{CacheSpace, CachedSequence, KvCache};
 use crate::model::layers::Adaptation;
 use crate::model::ops::Target;
-use crate::model::{Decoder, DecoderConfig};
 
 pub(super) struct Scoring {
     request: LikelihoodRequest,
@@ -22,9 +22,9 @@ impl Scoring {
     pub(super) fn new(
         request: LikelihoodRequest,
         reply: oneshot::Sender<std::result::Result<Vec<f32>, EngineError>>,
-        config: &DecoderConfig,
+        caches: &CacheSpace,
     ) -> Self {
-        let cache = KvCache::new(config, request.tokens.len());
+        let cache = caches.cache(request.tokens.len());
         Self {
             request,
             reply,

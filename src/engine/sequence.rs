@@ -11,8 +11,7 @@ use super::handle::{Completion, EngineError, Generated, Generation, Timing};
 use super::pace::{Pace, Rate, Slot};
 use super::prefixes::{Prefixes, shared};
 use super::sampling::{Choice, Row, Sampler, Sampling};
-use crate::model::DecoderConfig;
-use crate::model::kv_cache::KvCache;
+use crate::model::kv_cache::{CacheSpace, KvCache};
 
 /// A request whose prompt is computed once and shared by its candidates.
 pub(super) struct Group {
@@ -75,10 +74,10 @@ impl Group {
         generation: Generation,
         submitted: Instant,
         reply: oneshot::Sender<std::result::Result<Generated, EngineError>>,
-        config: &DecoderConfig,
+        caches: &CacheSpace,
         pace: &Pace,
     ) -> Self {
-        let prompt = KvCache::new(config, 0);
+        let prompt = caches.cache(0);
         let candidates = (0..generation.candidates)
             .map(|index| Candidate {
                 tokens: Vec::new(),
@@ -101,10 +100,10 @@ impl Group {
     }
 
     /// Takes over what is known of its prompt already, if none of it is computed; returns how many tokens.
-    pub(super) fn reuse(&mut self, prefixes: &mut Prefixes, config: &DecoderConfig) -> Result<usize> {
+    pub(super) fn reuse(&mut self, prefixes: &mut Prefixes, caches: &CacheSpace) -> Result<usize> {
         match &mut self.prompt {
             Some(prompt) if prompt.positions() == 0 => {
-                *prompt = prefixes.begin(&self.generation, config)?;
+                *prompt = prefixes.begin(&self.generation, caches)?;
                 Ok(prompt.positions())
             }
             _ => Ok(0),
@@ -158,19 +157,18 @@ impl Group {
         rows: &[Row<'_>],
         drafted: usize,
         pace: &mut Pace,
-        config: &DecoderConfig,
     ) -> Result<(Came, Option<Arc<KvCache>>)> {
         let Some(computed) = self.prompt.take() else {
             return Ok((Came::default(), None));
         };
         let length = self.generation.prompt.len();
-        let prompt = Arc::new(computed.fork(length, config, length)?);
+        let prompt = Arc::new(computed.fork(length, length)?);
         let draft = self.draft.expected()[..drafted].to_vec();
         let members: Vec<usize> = (0..self.candidates.len()).collect();
         let outcomes = self.follow(&members, &draft, rows);
         learn(&outcomes, &mut self.rate, self.draft.trust(), pace);
         for (accepted, last, members) in outcomes.branches {
-            let mut cache = KvCache::continuing(prompt.clone(), config, self.generation.max_new_tokens);
+            let mut cache = KvCache::continuing(prompt.clone(), self.generation.max_new_tokens);
             cache.extend_from(&computed, length..length + accepted)?;
             self.branches.push(Branch {
                 cache,
@@ -185,14 +183,7 @@ impl Group {
     }
 
     /// Goes on with a branch from the logits after its last token and after each of `drafted` tokens; its cache holds them all.
-    pub(super) fn go_on(
-        &mut self,
-        branch: Branch,
-        rows: &[Row<'_>],
-        drafted: usize,
-        pace: &mut Pace,
-        config: &DecoderConfig,
-    ) -> Result<Came> {
+    pub(super) fn go_on(&mut self, branch: Branch, rows: &[Row<'_>], drafted: usize, pace: &mut Pace) -> Result<Came> {
         let Branch {
             mut cache,
             written,
@@ -217,7 +208,7 @@ impl Group {
         };
         let kept = outcomes.branches.pop();
         for (accepted, last, members) in outcomes.branches {
-            let fork = cache.fork(before + accepted, config, self.generation.max_new_tokens)?;
+            let fork = cache.fork(before + accepted, self.generation.max_new_tokens)?;
             parted(accepted, last, members, fork);
         }
         if let Some((accepted, last, members)) = kept {

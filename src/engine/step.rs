@@ -52,7 +52,7 @@ impl Scheduler {
     /// One forward pass. Those whose logits it yields move on.
     pub(super) fn step(&mut self) -> Result<Stepped> {
         for group in &mut self.groups {
-            let reused = group.reuse(&mut self.prefixes, self.decoder.config())?;
+            let reused = group.reuse(&mut self.prefixes, &self.caches)?;
             if reused > 0 {
                 self.activity.reused(reused);
             }
@@ -72,6 +72,8 @@ impl Scheduler {
             }
         }
         if rows.is_empty() {
+            // Nothing is fetched that would wait for a device, and the step's time is to be its own.
+            self.decoder.device().synchronize()?;
             return Ok(stepped);
         }
         let count = rows.len();
@@ -189,17 +191,16 @@ impl Scheduler {
             while let Some(item) = items.next_if(|item| item.group == index) {
                 let own;
                 (own, rows) = rows.split_at(item.drafted + 1);
-                let config = self.decoder.config();
                 let here = match item.part {
                     Part::Prompt(_) => {
-                        let (here, prompt) = group.begin(own, item.drafted, &mut self.pace, config)?;
+                        let (here, prompt) = group.begin(own, item.drafted, &mut self.pace)?;
                         if let Some(prompt) = prompt {
                             self.prefixes.keep(&group.generation, &prompt);
                         }
                         here
                     }
                     Part::Branch(_) => match branches.next() {
-                        Some(branch) => group.go_on(branch, own, item.drafted, &mut self.pace, config)?,
+                        Some(branch) => group.go_on(branch, own, item.drafted, &mut self.pace)?,
                         None => Came::default(),
                     },
                 };

@@ -261,16 +261,22 @@ mod tests {
         assert!(!lower(0.03, 0.02), "may be chance, and is no trifle");
     }
 
+    fn without(metric: Metric) -> Comparison {
+        compared(|own| {
+            own.figures.remove(&metric);
+        })
+    }
+
     #[test]
     fn a_figure_that_is_not_a_number_refuses() {
         assert!(!if_better(&compared(|own| set(own, Metric::J, f64::NAN))).activate);
         assert!(!if_better(&compared(|own| set(own, Metric::Similarity, f64::NAN))).activate);
-        assert!(!if_better(&compared(|own| drop(own.figures.remove(&Metric::ToxicityRate)))).activate);
+        assert!(!if_better(&without(Metric::ToxicityRate)).activate);
     }
 
     #[test]
     fn a_perplexity_that_was_not_measured_is_not_held_against_it() {
-        let decision = if_better(&compared(|own| drop(own.figures.remove(&Metric::NeutralPerplexity))));
+        let decision = if_better(&without(Metric::NeutralPerplexity));
         assert!(decision.activate && decision.reason.contains("not measured"));
     }
 

@@ -252,9 +252,9 @@ impl Evaluator {
             candidates: self.samples,
             seed: options.seed,
             deadline: None,
-            request: options.request,
+            turn: &options.turn,
         };
-        let rewrites = patiently(async || self.rewriter.rewrite(request.clone()).await).await?;
+        let rewrites = patiently(|| self.rewriter.rewrite(request.clone())).await?;
         let candidates: Vec<String> = rewrites
             .candidates
             .into_iter()
@@ -292,11 +292,11 @@ impl Evaluator {
     }
 
     async fn windows(&self, text: &str, adapter: &AdapterLease) -> Result<Vec<Likelihood>, EvaluateError> {
-        Ok(patiently(async || self.perplexity.likelihoods(text, adapter, self.window).await).await?)
+        Ok(patiently(|| self.perplexity.likelihoods(text, adapter, self.window)).await?)
     }
 
     async fn rewrite(&self, text: &str, options: &Options) -> Result<Detoxified, EvaluateError> {
-        let rewritten = patiently(async || {
+        let rewritten = patiently(|| async {
             let rewritten = self.detoxifier.detoxify(text, options).await;
             rewritten.map_err(|DetoxifyError::Rewrite(error)| error)
         });
@@ -305,7 +305,10 @@ impl Evaluator {
 }
 
 /// Waits and tries again where the engine has no room: an evaluation has all the time it needs.
-async fn patiently<T>(work: impl AsyncFn() -> Result<T, RewriteError>) -> Result<T, RewriteError> {
+async fn patiently<T, F>(work: impl Fn() -> F) -> Result<T, RewriteError>
+where
+    F: Future<Output = Result<T, RewriteError>>,
+{
     loop {
         match work().await {
             Err(RewriteError::Overloaded { retry_after }) => {

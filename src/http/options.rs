@@ -1,5 +1,6 @@
 //! What a request to `/detoxify` says, and its check: raw JSON in, a `Job` that can't be wrong out.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     adapters::{AdapterLease, AdapterRef, Residents},
     config::{Limits, Policy},
-    pipeline::{self, MAX_CANDIDATES, Options, Strength, Threshold},
+    pipeline::{self, MAX_CANDIDATES, Options, Strength, Threshold, Turn},
 };
 
 /// Most texts in one request.
@@ -29,7 +30,7 @@ pub struct DetoxifyRequest {
     /// Several texts; the answer is `results`, in the same order.
     #[schema(min_items = 1, max_items = 64)]
     texts: Option<Vec<String>>,
-    /// A sentence is acted on when its toxicity is above this.
+    /// A sentence is acted on when its toxicity, by the built-in scorer or the service's `toxicity_model`, is above this.
     #[schema(minimum = 0, maximum = 1)]
     threshold: Option<f32>,
     /// What is done when a sentence is toxic.
@@ -90,6 +91,7 @@ pub struct Checked {
     seed: Option<u64>,
     action: Option<Action>,
     format: Option<Format>,
+    max_wait: Duration,
 }
 
 /// A request that has its adapter.
@@ -121,6 +123,7 @@ impl Checked {
         };
         let mut options = policy.options(lease);
         options.deadline = Some(self.deadline);
+        options.turn = Arc::new(Turn::new(Some(self.max_wait)));
         options.threshold = self.threshold.unwrap_or(options.threshold);
         options.strength = self.strength.unwrap_or(options.strength);
         options.candidates = self.candidates.unwrap_or(options.candidates);
@@ -186,6 +189,7 @@ impl DetoxifyRequest {
             seed: self.seed,
             action: self.action,
             format: self.format,
+            max_wait: limits.max_queue_wait,
         })
     }
 }

@@ -30,7 +30,7 @@ pub struct ScoreRequest {
 /// How toxic a text is, and how likely the model finds it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ScoreResponse {
-    /// Probability that the text is toxic.
+    /// Probability that the text is toxic, by the built-in scorer or the service's `toxicity_model`.
     #[schema(minimum = 0, maximum = 1)]
     toxicity: f32,
     /// Perplexity of the text.

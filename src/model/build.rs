@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::ModelError;
 use super::config::{BlockKind, DecoderConfig, NormKind};
-use super::decoder::{Block, Decoder};
+use super::decoder::{Block, Decoder, Placement};
 use super::layers::{Embedding, Linear, Norm, Projection, Weight};
 use super::layout::HEAD;
 use super::ops::RotaryTable;
@@ -42,7 +42,7 @@ pub(super) trait TensorSource {
 /// As the source says.
 pub(super) fn build(
     config: DecoderConfig,
-    device: &Device,
+    placement: Placement,
     source: &mut impl TensorSource,
 ) -> Result<Decoder, ModelError> {
     let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
@@ -71,7 +71,7 @@ pub(super) fn build(
     }
     let rotary = RotaryTable::new(config.max_positions, &frequencies);
     Ok(Decoder {
-        device: device.clone(),
+        placement,
         embedding,
         blocks,
         norm,

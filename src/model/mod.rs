@@ -7,9 +7,9 @@
 //!   with hand-written backward passes, each beside the plain composition that other devices use.
 //! - [`layers`]: what a block is made of; [`decoder`]: the blocks; `pass`: a training step's way through them, there and
 //!   back; [`kv_cache`]: what serving remembers of a sequence.
-//! - [`fingerprint`]: what tells one base model from another.
+//! - [`fingerprint`]: what tells one base model from another; [`gpu`]: opening a GPU.
 //! - [`lora`]: adapters in PEFT's file layout; [`merge`](mod@merge): one put into its base for good; [`whole`]: a decoder that is itself
-//!   trained, from random weights to files.
+//!   trained, from random weights to files; `random`: one to measure with.
 //!
 //! What does not live here: sampling and batching (`engine`), losses (`train`), and what a prompt says.
 //! **Invariant:** after loading, nothing in this room reads a file.
@@ -20,6 +20,7 @@ pub mod chat;
 pub mod config;
 pub mod decoder;
 pub mod fingerprint;
+pub mod gpu;
 pub mod kernels;
 pub mod kv_cache;
 pub mod layers;
@@ -29,12 +30,13 @@ pub mod merge;
 pub mod ops;
 pub mod packing;
 mod pass;
+mod random;
 pub mod tokenizer;
 pub mod weights;
 pub mod whole;
 
 pub use config::DecoderConfig;
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Placement};
 pub use pass::TrainingPass;
 
 /// What can go wrong while a model or an adapter is read.

@@ -59,7 +59,7 @@ impl Decoder {
                 });
             }
         };
-        let mut x = self.embedding.forward(tokens, &self.device)?;
+        let mut x = self.embedding.forward(tokens, self.device())?;
         let mut inputs = Vec::with_capacity(self.blocks.len());
         for layer in 0..self.blocks.len() {
             let next = self.packed_block(layer, &x, packing, adaptation)?.detach();
@@ -67,7 +67,7 @@ impl Decoder {
         }
         let last = Var::from_tensor(&x)?;
         Ok(TrainingPass {
-            hidden: self.norm.forward(&last, self.config.norm_eps)?,
+            hidden: self.norm.forward(&last, self.config.norm_eps, self.placement.backend)?,
             recomputed: Some(Recomputed {
                 decoder: self,
                 adaptation,

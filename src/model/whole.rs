@@ -8,7 +8,7 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 
 use super::build::{TensorSource, build};
-use super::decoder::{Block, Decoder};
+use super::decoder::{Block, Decoder, Placement};
 use super::layers::{Embedding, Linear, Norm, Projection, Weight};
 use super::layout::{self, HEAD};
 use super::tokenizer::TextTokenizer;
@@ -94,7 +94,7 @@ impl Blueprint {
             device,
             residual_deviation,
         };
-        build(self.config.clone(), device, &mut source)
+        build(self.config.clone(), Placement::own(device.clone()), &mut source)
     }
 
     /// A decoder whose weights are variables, as [`Blueprint::save`] left it in a folder.

@@ -8,6 +8,7 @@ use super::assemble::{Assembled, Assembler, SegmentObserver};
 use super::decide::{Rule, Task, annotated};
 use super::join::try_join_bounded;
 use super::judges::Judges;
+use super::legible::legible;
 use super::options::{Action, MAX_CANDIDATES, Options};
 use super::outcome::{Detoxified, DetoxifyError, Usage};
 use super::protect::{self, Span};
@@ -247,14 +248,15 @@ impl Detoxifier {
         } else {
             1
         };
+        let sentence = legible(task.core());
         let request = RewriteRequest {
-            sentence: task.core(),
+            sentence: &sentence,
             adapter: &options.adapter,
             strength: options.strength.get(),
             candidates,
             seed: options.seed,
             deadline: options.deadline,
-            request: options.request,
+            turn: &options.turn,
         };
         self.rewriter.rewrite(request).await
     }

@@ -6,7 +6,7 @@
 //!    and addresses and emoji at either end of a sentence are outside of what a model sees.
 //! 3. [`detoxify`] scores each sentence. At or under the threshold it is kept, byte for byte; a
 //!    text without a toxic sentence never reaches the model.
-//! 4. The others go to the [`rewriter`], side by side, equal ones once.
+//! 4. The others go to the [`rewriter`], side by side, equal ones once, if the request's [`turn`] comes soon enough.
 //! 5. `decide` takes the answer. [`verify`] ranks the candidates: [`tidy`] undoes the model's style, [`restore`] puts lost
 //!    names and addresses back, [`checks`] finds faults; the best that passes is taken.
 //! 6. If none passes, the caller's fallback: [`mask`] the worst words, withhold the sentence, or
@@ -35,6 +35,7 @@ pub mod detoxify;
 pub mod edits;
 mod join;
 pub mod judges;
+mod legible;
 pub mod mask;
 pub mod options;
 pub mod outcome;
@@ -53,6 +54,7 @@ mod split;
 mod testing;
 pub mod tidy;
 mod trim;
+pub mod turn;
 pub mod verify;
 
 #[cfg(test)]
@@ -71,4 +73,5 @@ pub use remembering::{RememberingMetrics, RememberingRewriter};
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 pub use rewriter_lm::LanguageModelRewriter;
 pub use shadow::{Shadow, ShadowCopy, ShadowMetrics, ShadowStatistics, Sums};
+pub use turn::Turn;
 pub use verify::Weights;

@@ -1,11 +1,12 @@
 //! What a caller may ask for. The ranges are checked here, once; inside the pipeline they hold.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::turn::Turn;
 use crate::adapters::AdapterLease;
 
 /// A number outside of its range.
@@ -172,12 +173,9 @@ pub struct Options {
     pub whole_text: bool,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
-    /// Which request the text is of, a new one with each [`Options::new`]; texts of the same share its place in the model's queue.
-    pub request: u64,
+    /// The request's turn with the model; texts of the same request share it.
+    pub turn: Arc<Turn>,
 }
-
-/// The number of the next request.
-static REQUESTS: AtomicU64 = AtomicU64::new(1);
 
 impl Options {
     /// The defaults, with this adapter.
@@ -195,7 +193,7 @@ impl Options {
             always: false,
             whole_text: false,
             deadline: None,
-            request: REQUESTS.fetch_add(1, Ordering::Relaxed),
+            turn: Arc::new(Turn::new(None)),
         }
     }
 }

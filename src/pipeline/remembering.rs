@@ -126,6 +126,7 @@ impl<R: Rewriter> Rewriter for RememberingRewriter<R> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::FakeRewriter;
+    use super::super::turn::Turn;
     use super::*;
     use crate::adapters::AdapterLease;
 
@@ -140,7 +141,7 @@ mod tests {
         RememberingRewriter::new(FakeRewriter::new(answer), bytes, metrics)
     }
 
-    fn request<'a>(sentence: &'a str, adapter: &'a AdapterLease) -> RewriteRequest<'a> {
+    fn request<'a>(sentence: &'a str, adapter: &'a AdapterLease, turn: &'a Turn) -> RewriteRequest<'a> {
         RewriteRequest {
             sentence,
             adapter,
@@ -148,34 +149,34 @@ mod tests {
             candidates: 4,
             seed: 1,
             deadline: None,
-            request: 0,
+            turn,
         }
     }
 
     #[tokio::test]
     async fn the_same_question_is_asked_once_and_another_one_again() {
         let rewriter = remembering(1 << 20);
-        let adapter = AdapterLease::for_tests("a@1");
+        let (adapter, turn) = (AdapterLease::for_tests("a@1"), Turn::new(None));
         let other = AdapterLease::for_tests("a@2");
-        let first = rewriter.rewrite(request("a text", &adapter)).await.unwrap();
-        let second = rewriter.rewrite(request("a text", &adapter)).await.unwrap();
+        let first = rewriter.rewrite(request("a text", &adapter, &turn)).await.unwrap();
+        let second = rewriter.rewrite(request("a text", &adapter, &turn)).await.unwrap();
         assert_eq!(first.candidates, second.candidates);
         assert_eq!((first.prompt_tokens, second.prompt_tokens), (10, 0));
         assert_eq!(rewriter.inner.asked.lock().unwrap().len(), 1);
         let differing = [
-            request("a text", &other),
-            request("another", &adapter),
+            request("a text", &other, &turn),
+            request("another", &adapter, &turn),
             RewriteRequest {
                 strength: 0.5,
-                ..request("a text", &adapter)
+                ..request("a text", &adapter, &turn)
             },
             RewriteRequest {
                 candidates: 3,
-                ..request("a text", &adapter)
+                ..request("a text", &adapter, &turn)
             },
             RewriteRequest {
                 seed: 2,
-                ..request("a text", &adapter)
+                ..request("a text", &adapter, &turn)
             },
         ];
         for (number, request) in differing.into_iter().enumerate() {
@@ -188,14 +189,14 @@ mod tests {
     #[tokio::test]
     async fn errors_are_not_remembered_and_memory_is_bounded() {
         let rewriter = remembering(10_000);
-        let adapter = AdapterLease::for_tests("a@1");
+        let (adapter, turn) = (AdapterLease::for_tests("a@1"), Turn::new(None));
         for _ in 0..2 {
-            assert!(rewriter.rewrite(request("bad", &adapter)).await.is_err());
+            assert!(rewriter.rewrite(request("bad", &adapter, &turn)).await.is_err());
         }
         assert_eq!(rewriter.inner.asked.lock().unwrap().len(), 2);
         for number in 0..500 {
             rewriter
-                .rewrite(request(&format!("text {number}"), &adapter))
+                .rewrite(request(&format!("text {number}"), &adapter, &turn))
                 .await
                 .unwrap();
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::turn::Turn;
 use crate::adapters::AdapterLease;
 use crate::engine::Activity;
 
@@ -27,8 +28,8 @@ pub struct RewriteRequest<'a> {
     pub seed: u64,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
-    /// Which request the sentence is of: one of many sentences does not hold up others.
-    pub request: u64,
+    /// The turn of the request that the sentence is of.
+    pub turn: &'a Turn,
 }
 
 /// One way of saying it differently, as the model wrote it.

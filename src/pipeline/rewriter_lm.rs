@@ -36,6 +36,9 @@ impl LanguageModelRewriter {
     }
 
     async fn candidates(&self, request: RewriteRequest<'_>) -> Result<Rewrites, RewriteError> {
+        if let Some(patience) = request.turn.first_wait(request.deadline) {
+            self.engine.check_wait(patience)?;
+        }
         let failed = |error: &dyn std::fmt::Display| RewriteError::Failed(error.to_string());
         let source = self
             .tokenizer
@@ -60,7 +63,7 @@ impl LanguageModelRewriter {
                 .map(|adapter| (adapter.clone(), request.strength)),
             deadline: request.deadline,
             draft: source,
-            fairness: request.request,
+            fairness: request.turn.number(),
         };
         let generated = self.engine.generate(generation).await?;
         let completion_tokens = generated

@@ -54,6 +54,17 @@ async fn a_clean_text_comes_back_and_never_reaches_the_model() {
 }
 
 #[tokio::test]
+async fn the_model_is_given_whole_words() {
+    let (detoxifier, rewriter) = detoxifier(|_| Ok(vec!["You are wrong.".to_owned()]));
+    let options = Options {
+        always: true,
+        ..options()
+    };
+    detoxifier.detoxify("You are stu\u{200b}pid.", &options).await.unwrap();
+    assert_eq!(*rewriter.asked.lock().unwrap(), ["You are stupid."]);
+}
+
+#[tokio::test]
 async fn segments_are_observed_in_order_and_before_the_end() {
     let (detoxifier, rewriter) = detoxifier(leave_out);
     let asked = Mutex::new(Vec::new());

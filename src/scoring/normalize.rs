@@ -15,7 +15,8 @@ use std::ops::Range;
 use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
-use self::characters::{is_apostrophe, is_invisible};
+use self::characters::is_apostrophe;
+pub(crate) use self::characters::is_invisible;
 use self::disguise::undisguise;
 
 /// A word of a view and the bytes of the original text it was read from.

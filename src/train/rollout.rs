@@ -142,7 +142,14 @@ impl PolicyOptimisation<'_> {
         number: u64,
     ) -> Result<Vec<Vec<Vec<u32>>>, TrainError> {
         let config = decoder.config();
-        let mut prefixes: Vec<KvCache> = sets.iter().map(|set| KvCache::new(config, set.prompt.len())).collect();
+        // Room for half as much again as the source, within what the model can hold.
+        let longest = |set: &TokenSet| {
+            let prompt = set.prompt.len();
+            (prompt * 3 / 2 + 8).min(config.max_positions.saturating_sub(prompt))
+        };
+        let most = |set: &TokenSet| set.prompt.len() + self.settings.samples * longest(set);
+        let caches = decoder.cache_space(sets.iter().map(most).sum());
+        let mut prefixes: Vec<KvCache> = sets.iter().map(|set| caches.cache(set.prompt.len())).collect();
         let tokens: Vec<u32> = sets.iter().flat_map(|set| &set.prompt).copied().collect();
         let (mut last_rows, mut rows) = (Vec::with_capacity(sets.len()), 0);
         let mut read: Vec<CachedSequence<'_>> = Vec::with_capacity(sets.len());
@@ -161,13 +168,12 @@ impl PolicyOptimisation<'_> {
         let mut texts = Vec::with_capacity(sets.len() * self.settings.samples);
         for (index, (prefix, set)) in prefixes.into_iter().zip(sets).enumerate() {
             let prefix = Arc::new(prefix);
-            // Room for half as much again as the source, within what the model can hold.
-            let longest = (set.prompt.len() * 3 / 2 + 8).min(config.max_positions.saturating_sub(set.prompt.len()));
+            let longest = longest(set);
             for sample in 0..self.settings.samples {
                 let stream = number.wrapping_mul(1 << 20) + (index * self.settings.samples + sample) as u64;
                 let seed = self.settings.seed ^ (stream + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
                 let mut text = Writing {
-                    cache: KvCache::continuing(prefix.clone(), config, longest),
+                    cache: KvCache::continuing(prefix.clone(), longest),
                     tokens: Vec::with_capacity(longest),
                     longest,
                     rng: StdRng::seed_from_u64(seed),

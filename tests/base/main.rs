@@ -156,6 +156,6 @@ fn the_shipped_adapter_fits() {
     let Some(path) = file("DETOXD_TEST_BASE") else { return };
     let decoder = load(&path, Purpose::ServeQuantized);
     let shipped = detoxd::adapters::ShippedAdapter::find(&"default@1".parse().unwrap()).unwrap();
-    let lease = shipped.load(decoder.config(), decoder.device()).unwrap();
+    let lease = shipped.load(decoder.config(), decoder.placement()).unwrap();
     assert_eq!(lease.version().to_string(), "default@1");
 }

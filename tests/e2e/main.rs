@@ -14,6 +14,7 @@ mod health;
 mod hub;
 mod jobs;
 mod judges;
+mod overload;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro/adapter");
@@ -137,7 +138,7 @@ fn serve() -> Service {
     serve_with(&[])
 }
 
-fn serve_with(more: &[&str]) -> Service {
+fn serve_with(arguments: &[&str]) -> Service {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().to_str().unwrap().to_owned();
     let mut child = detoxd(&[
@@ -153,7 +154,7 @@ fn serve_with(more: &[&str]) -> Service {
         "--log-format",
         "json",
     ])
-    .args(more)
+    .args(arguments)
     .spawn()
     .unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());

@@ -73,12 +73,36 @@ fn bad_configuration_ends_with_64_and_names_the_setting() {
         (&["serve", "--nonsense"], "--nonsense"),
         (&["serve", "--config", "none.toml"], "none.toml"),
         (&["rewrite", "--candidates", "17"], "`candidates`"),
+        (&["serve", "--kv-cache-tokens", "0"], "`kv_cache_tokens`"),
     ] {
         let complaint = complaint(folder, args, &[]);
         assert!(complaint.contains(says), "{args:?}: {complaint}");
     }
     std::fs::write(folder.join("detoxd.toml"), "treshold = 0.5\n").unwrap();
     assert!(complaint(folder, &["serve"], &[]).contains("unknown key `treshold`"));
+}
+
+/// Whether it was built for GPUs or not, with or without a driver.
+#[test]
+fn a_gpu_that_is_not_there_is_said_to_be_missing() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");
+    let folder = tempfile::tempdir().unwrap();
+    let args = [
+        "rewrite",
+        "--model",
+        model,
+        "--adapter",
+        "none",
+        "--device",
+        "cuda:9999",
+    ];
+    let output = detoxd(folder.path(), &args, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        complaint.contains("cuda:9999 can't be used") && complaint.contains("--device cpu"),
+        "{complaint}"
+    );
 }
 
 #[test]

@@ -47,22 +47,33 @@ def metric(server, name):
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name) and not line.startswith("#"))
 
 
+def toxic_texts(options, server, folder):
+    """Those that the service takes for toxic: the others never reach the model."""
+    lines = [json.loads(line)["toxic"] for line in open(options.texts, encoding="utf-8")]
+    toxic = [text for text in lines if server.post("/score", {"text": text})["toxicity"] > 0.5]
+    path = Path(folder) / "toxic.jsonl"
+    path.write_text("".join(json.dumps({"toxic": text}) + "\n" for text in toxic), encoding="utf-8")
+    print(f"{len(toxic)} of {len(lines)} texts are toxic")
+    return path, toxic[0]
+
+
 def main():
     options = parse()
-    probe = json.loads(open(options.texts, encoding="utf-8").readline())["toxic"]
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         arguments = ["serve", "--model", options.model, "--data-dir", folder, "--listen", f"127.0.0.1:{port}",
                      "--rewrite-cache-bytes", "0", "--log", "warn"]
         process = Process(options.detoxd, arguments, Path(folder) / "log")
         try:
-            run(options, Server(f"http://127.0.0.1:{port}"), process, probe)
+            server = Server(f"http://127.0.0.1:{port}")
+            server.wait_ready()
+            options.texts, probe = toxic_texts(options, server, folder)
+            run(options, server, process, probe)
         finally:
             process.stop()
 
 
 def run(options, server, process, probe):
-    server.wait_ready()
     idle = statistics.median(one(server, probe) for _ in range(10))
     capacity = report(bench(options, server, options.clients, 15))
     print(f"idle: {idle * 1e3:.0f} ms; capacity: {capacity['requests_per_second']:.1f} requests/s, {capacity['latency_ms']}", flush=True)

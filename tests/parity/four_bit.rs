@@ -197,21 +197,6 @@ fn a_matrix_that_a_format_cannot_hold_is_named() {
     assert!(error.contains("q_proj.weight") && error.contains("256"), "{error}");
 }
 
-/// Root mean square of a difference, as a share of the root mean square of what was wanted.
-fn relative(got: &Tensor, want: &Tensor) -> f32 {
-    let size = |tensor: &Tensor| {
-        tensor
-            .sqr()
-            .unwrap()
-            .mean_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
-            .sqrt()
-    };
-    size(&(got - want).unwrap()) / size(want)
-}
-
 /// On the folder that `DETOXD_TEST_LARGE` names: by how much logits and gradients depart from those of dense weights in f32.
 #[test]
 fn errors_on_a_large_model() {
@@ -233,7 +218,11 @@ fn errors_on_a_large_model() {
             }
         };
         let got = logits_and_gradients(&decoder, 0.01);
-        let mut errors: Vec<f32> = got.iter().zip(&want).map(|(got, want)| relative(got, want)).collect();
+        let mut errors: Vec<f32> = got
+            .iter()
+            .zip(&want)
+            .map(|(got, want)| tiny::relative(got, want))
+            .collect();
         let logits = errors.remove(0);
         errors.sort_by(f32::total_cmp);
         println!(

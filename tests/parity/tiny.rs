@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor, Var};
 use detoxd::model::Decoder;
-use detoxd::model::kv_cache::{CachedSequence, KvCache};
+use detoxd::model::kv_cache::{CacheSpace, CachedSequence, KvCache};
 use detoxd::model::layers::{Adaptation, LoraSpan};
 use detoxd::model::lora::{LoraConfig, LoraModel};
 use detoxd::model::packing::Packing;
@@ -50,9 +50,18 @@ pub fn tied() -> Decoder {
     decoder("tied", Purpose::ServeDense)
 }
 
+/// Serving on a device as it is done there, but on the CPU and in single precision.
+pub const ON_DEVICE: Purpose = Purpose::ServeOnDevice { dtype: DType::F32 };
+
+/// The tied model in f32, by our loops and as on a device.
+pub fn both_ways() -> [Decoder; 2] {
+    [tied(), decoder("tied", ON_DEVICE)]
+}
+
 /// The recorded adapter: all seven linears, rank 4, scale 2.
 pub fn adapter(decoder: &Decoder) -> LoraModel {
-    LoraModel::load(&folder("adapter"), decoder.config(), &Device::Cpu).unwrap()
+    let adapter = LoraModel::load(&folder("adapter"), decoder.config(), &Device::Cpu).unwrap();
+    adapter.placed(decoder.config(), decoder.placement()).unwrap()
 }
 
 /// Another one, of rank 2, that leaves gaps within the fused projections.
@@ -70,7 +79,7 @@ pub fn other_adapter(decoder: &Decoder) -> LoraModel {
     for (_, tensor) in adapter.parameters() {
         randomise(&tensor, 0.3, &mut rng);
     }
-    adapter
+    adapter.placed(decoder.config(), decoder.placement()).unwrap()
 }
 
 /// Gives a variable random values of up to `size`.
@@ -146,8 +155,14 @@ pub fn cached_logits(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], ada
     decoder.logits(&hidden, adaptation).unwrap()
 }
 
+/// Room for the caches of a test.
+pub fn caches(decoder: &Decoder) -> CacheSpace {
+    decoder.cache_space(2048)
+}
+
+/// One in a space of its own.
 pub fn cache(decoder: &Decoder) -> KvCache {
-    KvCache::new(decoder.config(), 16)
+    caches(decoder).cache(16)
 }
 
 /// An adapter on the first `rows` rows.
@@ -164,6 +179,21 @@ pub fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let difference = (a - b).unwrap().abs().unwrap().flatten_all().unwrap();
     difference.max(0).unwrap().to_scalar().unwrap()
+}
+
+/// Root mean square of a difference, as a share of the root mean square of what was wanted.
+pub fn relative(got: &Tensor, want: &Tensor) -> f32 {
+    let size = |tensor: &Tensor| {
+        tensor
+            .sqr()
+            .unwrap()
+            .mean_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            .sqrt()
+    };
+    size(&(got - want).unwrap()) / size(want)
 }
 
 #[track_caller]

@@ -160,8 +160,8 @@ async fn a_failure_on_one_example_is_no_result() {
         ..Data::default()
     };
     let none = [AdapterLease::none()];
-    let error = evaluator().measure(&of(&["Fine.", "The broken report is late."]), &none, |_| ());
-    let error = error.await.unwrap_err();
+    let broken = of(&["Fine.", "The broken report is late."]);
+    let error = evaluator().measure(&broken, &none, |_| ()).await.unwrap_err();
     assert!(error.to_string().contains("no memory"), "{error}");
     let error = evaluator().measure(&of(&[]), &none, |_| ()).await.unwrap_err();
     assert!(matches!(error, EvaluateError::Empty));

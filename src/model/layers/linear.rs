@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 
 use super::super::lora::{LoraGroup, LoraModel};
 use super::super::ops;
-use super::Weight;
+use super::{ByRow, Weight};
 
 /// The projections of a block that an adapter can update. Projections of the same input are fused into one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,6 +40,8 @@ pub enum Adaptation<'a> {
     Training(&'a LoraModel, u64),
     /// Adapters by spans of rows; rows outside every span run on the base.
     Mixed(&'a [LoraSpan]),
+    /// The same as a decoder computes it that serves on a device.
+    ByRow(&'a [ByRow<'a>]),
 }
 
 /// Rows of a batch that share an adapter and its strength.
@@ -63,7 +65,7 @@ impl<'a> Adaptation<'a> {
         let (adapter, seed) = match self {
             Self::Lora(adapter) => (adapter, None),
             Self::Training(adapter, seed) => (adapter, Some(seed)),
-            Self::Base | Self::Mixed(_) => return None,
+            Self::Base | Self::Mixed(_) | Self::ByRow(_) => return None,
         };
         let probability = adapter.config().lora_dropout as f32;
         let place = (layer * 8 + projection as usize) as u64;
@@ -137,6 +139,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor, adaptation: Adaptation<'_>) -> Result<Tensor> {
         let (layer, projection) = (self.layer, self.projection);
         let y = match adaptation {
+            Adaptation::ByRow(adapters) => return self.on_device(x, adapters),
             Adaptation::Mixed(_) => ops::mixed_linear(x, &self.weight, &adaptation.updates(layer, projection))?,
             _ => match adaptation.one(layer, projection) {
                 Some((scale, group, dropout)) => {
@@ -151,12 +154,27 @@ impl Linear {
         }
     }
 
+    /// The same by candle.
+    fn on_device(&self, x: &Tensor, adapters: &[ByRow<'_>]) -> Result<Tensor> {
+        let mut y = x.matmul(&self.weight.dense()?.t()?)?;
+        for adapter in adapters {
+            y = adapter.add_to(y, x, self.layer, self.projection)?;
+        }
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+
     /// Negative log-likelihoods in nats `[targets]` when this is an output head; differentiable but for spans.
     ///
     /// # Errors
     /// When a target lies outside the batch or the vocabulary.
     pub fn cross_entropy(&self, x: &Tensor, targets: &[ops::Target], adaptation: Adaptation<'_>) -> Result<Tensor> {
         let (layer, projection) = (self.layer, self.projection);
+        if let Adaptation::ByRow(_) = adaptation {
+            return ops::cross_entropy_of(&self.forward(x, adaptation)?, targets);
+        }
         let updates = adaptation.updates(layer, projection);
         if !updates.is_empty() {
             return ops::mixed_cross_entropy(x, &self.weight, targets, &updates);

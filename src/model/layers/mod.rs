@@ -1,12 +1,12 @@
 //! What a block of the decoder is made of.
 
-mod activation;
+mod by_row;
 mod embedding;
 mod linear;
 mod norm;
 mod weight;
 
-pub use activation::activate;
+pub use by_row::ByRow;
 pub use embedding::Embedding;
 pub use linear::{Adaptation, Linear, LoraSpan, Projection};
 pub use norm::Norm;

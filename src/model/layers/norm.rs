@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::super::ops;
+use super::super::ops::Backend;
 
 /// A norm over the last axis.
 #[derive(Debug)]
@@ -26,10 +26,10 @@ impl Norm {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, eps: f64, backend: Backend) -> Result<Tensor> {
         match self {
-            Self::Rms { weight } => ops::rms_norm(x, weight, eps),
-            Self::Layer { weight, bias } => ops::layer_norm(x, weight, bias, eps),
+            Self::Rms { weight } => backend.rms_norm(x, weight, eps),
+            Self::Layer { weight, bias } => backend.layer_norm(x, weight, bias, eps),
         }
     }
 

@@ -47,6 +47,17 @@ impl Weight {
         })
     }
 
+    /// The matrix itself.
+    ///
+    /// # Errors
+    /// When it is packed or in blocks.
+    pub(crate) fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Self::Dense(weight) => Ok(weight),
+            Self::Bf16 { .. } | Self::Quantized(_) | Self::Blocks(_) => bail!("a weight that is not dense"),
+        }
+    }
+
     /// `(out, in)`.
     pub fn shape(&self) -> (usize, usize) {
         match self {

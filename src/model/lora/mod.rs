@@ -1,8 +1,9 @@
 //! Low-rank adapters (LoRA; Hu et al. 2021) in the file layout of Hugging Face's PEFT: `adapter_config.json` beside
 //! `adapter_model.safetensors`.
 //!
-//! `settings`: what `adapter_config.json` says, and which modules it means.
+//! `settings`: what `adapter_config.json` says, and which modules it means; `placed`: an adapter as a decoder on a device computes with it.
 
+mod placed;
 mod settings;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use super::layout;
 pub use super::layout::HEAD;
 use super::ops::{self, LoraPart};
 use super::{DecoderConfig, ModelError};
+use placed::PlacedUpdate;
 pub use settings::{ALL_LINEAR, LoraConfig, MODULES, read_config};
 
 /// An adapter for one decoder.
@@ -38,6 +40,8 @@ pub struct LoraGroup {
     pub parts: Arc<[LoraPart]>,
     /// `A` and `B` as serving reads them, made when first asked for; none where they may change.
     packed: Option<Arc<OnceLock<ops::PackedUpdate>>>,
+    /// What a decoder on a device computes with.
+    placed: Option<PlacedUpdate>,
     /// Full names of the modules.
     modules: Vec<String>,
     /// Where the rows of `B` stand in another order in the file: which of them comes next there.
@@ -177,6 +181,7 @@ impl LoraModel {
             group.a = Var::from_tensor(&group.a)?.into_inner();
             group.b = Var::from_tensor(&group.b)?.into_inner();
             group.packed = None;
+            group.placed = None;
         }
         Ok(self)
     }
@@ -188,6 +193,7 @@ impl LoraModel {
                 a: group.a.detach(),
                 b: group.b.detach(),
                 packed: None,
+                placed: None,
                 ..group.clone()
             };
             (*key, group)
@@ -245,14 +251,6 @@ impl LoraModel {
         &self.config
     }
 
-    /// Bytes of its tensors, and of the packed copies that serving makes.
-    pub fn bytes(&self) -> usize {
-        self.groups
-            .values()
-            .map(|group| 2 * (group.a.elem_count() + group.b.elem_count()) * size_of::<f32>())
-            .sum()
-    }
-
     /// The update of one projection of one block, if there is one.
     pub(super) fn group(&self, layer: usize, projection: Projection) -> Option<&LoraGroup> {
         self.groups.get(&(layer, projection))
@@ -299,6 +297,7 @@ impl LoraModel {
                     b: Tensor::cat(&b, 0)?,
                     parts: parts.into(),
                     packed: Some(Arc::default()),
+                    placed: None,
                     modules,
                     saved_rows,
                 };

@@ -46,6 +46,18 @@ fn reference(selected: &Tensor, head: &Arc<Weight>, tokens: &[u32]) -> Result<Te
     of_logits(&linear(selected, head)?, tokens)
 }
 
+/// `-ln softmax(logits)[token]` of every target, from logits `[rows, vocabulary]` of all rows.
+///
+/// # Errors
+/// When a target lies outside them.
+pub(crate) fn cross_entropy_of(logits: &Tensor, targets: &[Target]) -> Result<Tensor> {
+    check(logits.dims2()?, targets)?;
+    let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
+    let tokens: Vec<u32> = targets.iter().map(|target| target.token).collect();
+    let rows = Tensor::from_vec(rows, targets.len(), logits.device())?;
+    of_logits(&logits.index_select(&rows, 0)?, &tokens)
+}
+
 /// `-ln softmax(logits)[token]` of every row, as a plain composition.
 pub(super) fn of_logits(logits: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     let logits = logits.to_dtype(DType::F32)?;
@@ -56,22 +68,20 @@ pub(super) fn of_logits(logits: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     (log_sum - shifted.gather(&tokens, D::Minus1)?)?.squeeze(D::Minus1)
 }
 
-/// Fails when a target lies outside the vocabulary or the hidden states.
-pub(super) fn check(hidden: &Tensor, head: &Weight, targets: &[Target]) -> Result<()> {
-    let (tokens, _) = hidden.dims2()?;
-    let (vocabulary, _) = head.shape();
+/// Fails when a target lies outside so many rows and tokens.
+pub(super) fn check((rows, vocabulary): (usize, usize), targets: &[Target]) -> Result<()> {
     match targets
         .iter()
-        .find(|t| t.row as usize >= tokens || t.token as usize >= vocabulary)
+        .find(|t| t.row as usize >= rows || t.token as usize >= vocabulary)
     {
-        Some(target) => bail!("the target {target:?} lies outside {tokens} rows or {vocabulary} tokens"),
+        Some(target) => bail!("the target {target:?} lies outside {rows} rows or {vocabulary} tokens"),
         None => Ok(()),
     }
 }
 
 /// The rows that predict the targets, `[targets, hidden]`, and the targets' tokens.
 pub(super) fn select(hidden: &Tensor, head: &Weight, targets: &[Target]) -> Result<(Tensor, Vec<u32>)> {
-    check(hidden, head, targets)?;
+    check((hidden.dims2()?.0, head.shape().0), targets)?;
     let rows: Vec<u32> = targets.iter().map(|target| target.row).collect();
     let rows = Tensor::from_vec(rows, targets.len(), hidden.device())?;
     let tokens = targets.iter().map(|target| target.token).collect();

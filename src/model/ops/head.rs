@@ -72,8 +72,8 @@ pub fn mixed_cross_entropy(
     targets: &[Target],
     updates: &[LowRankUpdate<'_>],
 ) -> Result<Tensor> {
-    cross_entropy::check(hidden, head, targets)?;
     let (rows, _) = hidden.dims2()?;
+    cross_entropy::check((rows, head.shape().0), targets)?;
     let mut losses = vec![0f32; targets.len()];
     for start in (0..rows).step_by(BLOCK) {
         let end = rows.min(start + BLOCK);

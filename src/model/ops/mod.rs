@@ -3,10 +3,11 @@
 //! candle's own fused operations cut the gradient, and plain compositions spend most of a training step in
 //! temporaries. Each file here holds one operation: a CPU implementation over slices with its backward pass, and
 //! `reference`, the plain composition that says what it computes. Other devices run the composition; tests hold the two equal,
-//! in value and in gradient.
+//! in value and in gradient. A decoder that only serves may be made of candle's fused operations instead: [`Backend`].
 
 mod add;
 mod attention;
+mod backend;
 mod bias;
 mod cross_entropy;
 mod dropout;
@@ -23,7 +24,10 @@ mod swiglu;
 pub use add::add;
 pub(crate) use attention::beyond_window;
 pub use attention::{AttentionShape, attention};
+pub use backend::Backend;
+pub(crate) use backend::{masked_softmax, turn};
 pub use bias::add_bias;
+pub(crate) use cross_entropy::cross_entropy_of;
 pub use cross_entropy::{Target, cross_entropy};
 pub use dropout::Dropout;
 pub use gelu::gelu;

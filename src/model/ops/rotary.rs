@@ -37,6 +37,18 @@ impl RotaryTable {
         (&self.cos[range.clone()], &self.sin[range])
     }
 
+    /// Cosines and sines of every position, times each of `factors`, one table below the other: `[factors * positions, head_dim / 2]`.
+    pub(crate) fn tables(&self, factors: &[f32], device: &Device) -> Result<(Tensor, Tensor)> {
+        let shape = (factors.len() * self.positions(), self.half);
+        let table = |values: &[f32]| {
+            let scaled = factors
+                .iter()
+                .flat_map(|factor| values.iter().map(move |value| value * factor));
+            Tensor::from_vec(scaled.collect(), shape, device)
+        };
+        Ok((table(&self.cos)?, table(&self.sin)?))
+    }
+
     /// Cosines and sines of the given positions as tensors `[positions.len(), head_dim / 2]`.
     pub(crate) fn gather(&self, positions: &[usize], device: &Device) -> Result<(Tensor, Tensor)> {
         let rows = |table: &dyn Fn(usize) -> Vec<f32>| -> Result<Tensor> {

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use candle_core::quantized::{GgmlDType, gguf_file};
 use candle_core::{Device, Tensor, Var};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::shards::{Entry, Shards, release};
@@ -110,7 +111,7 @@ impl TensorSource for Loader<'_> {
                 self.block_matrix(names, columns, format).map(Weight::Blocks)
             }
             Purpose::Train { dtype } => Ok(Weight::for_training(self.stacked(names, columns)?, dtype)?),
-            Purpose::TrainWhole | Purpose::ServeDense => {
+            Purpose::TrainWhole | Purpose::ServeDense | Purpose::ServeOnDevice { .. } => {
                 Ok(Weight::Dense(self.as_purposed(self.stacked(names, columns)?)?))
             }
         }
@@ -152,6 +153,7 @@ impl<'a> Loader<'a> {
     fn as_purposed(&self, tensor: Tensor) -> Result<Tensor, ModelError> {
         match self.purpose {
             Purpose::TrainWhole => Ok(Var::from_tensor(&tensor)?.into_inner()),
+            Purpose::ServeOnDevice { dtype } => Ok(tensor.to_dtype(dtype)?),
             _ => Ok(tensor),
         }
     }
@@ -176,7 +178,9 @@ impl<'a> Loader<'a> {
         for (name, rows) in names {
             let (own, after) = rest.split_at_mut(rows * columns);
             let tensor = self.rows(name, *rows, columns)?;
-            tensor.read(0, own);
+            own.par_chunks_mut(ROWS * columns)
+                .enumerate()
+                .for_each(|(portion, own)| tensor.read(portion * ROWS, own));
             tensor.release();
             rest = after;
         }

@@ -17,7 +17,8 @@ use super::ModelError;
 use super::build::build;
 use super::chat::ChatTemplate;
 use super::config::DecoderConfig;
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Placement};
+use super::ops::Backend;
 use super::tokenizer::TextTokenizer;
 use loader::Loader;
 use shards::Shards;
@@ -29,6 +30,11 @@ pub enum Purpose {
     ServeQuantized,
     /// Serving with the weights dequantised to single precision.
     ServeDense,
+    /// Serving by candle's fused operations: every weight dense and in one number format, on any device.
+    ServeOnDevice {
+        /// `F32`, `BF16` or `F16`: of weights, activations and caches.
+        dtype: DType,
+    },
     /// Training adapters; products in bf16 where asked for and the processor has them.
     Train {
         /// `F32`, or `BF16` for bf16 products with f32 sums.
@@ -149,7 +155,11 @@ impl ModelFiles {
                 "4-bit training on another device than the CPU".to_owned(),
             ));
         }
-        build(self.config.clone(), device, &mut Loader::new(self, purpose, device))
+        let mut placement = Placement::own(device.clone());
+        if let Purpose::ServeOnDevice { dtype } = purpose {
+            (placement.dtype, placement.backend) = (dtype, Backend::Candle);
+        }
+        build(self.config.clone(), placement, &mut Loader::new(self, purpose, device))
     }
 }
 

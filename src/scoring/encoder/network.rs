@@ -13,7 +13,7 @@ pub(super) enum Network {
     /// Of BERT's layout; DistilBERT's weights are put in it.
     Bert(bert::BertModel),
     Roberta(xlm_roberta::XLMRobertaModel),
-    DebertaV2(debertav2::DebertaV2Model),
+    DebertaV2(Box<debertav2::DebertaV2Model>),
 }
 
 impl Network {
@@ -42,7 +42,8 @@ impl Network {
             Family::DebertaV2 => {
                 let prefix = weights.prefix("deberta");
                 let weights = weights.builder(move |name| format!("{prefix}{name}"));
-                debertav2::DebertaV2Model::load(weights, &deberta_config(config)).map(Self::DebertaV2)
+                debertav2::DebertaV2Model::load(weights, &deberta_config(config))
+                    .map(|model| Self::DebertaV2(Box::new(model)))
             }
         }
         .map_err(misfit)

@@ -13,9 +13,9 @@ use candle_core::Device;
 use detoxd::adapters::{AdapterFiles, Base, Budget, CONFIG, Canary, CanaryError, Incoming, Loader, Residents, WEIGHTS};
 use detoxd::cli::compose;
 use detoxd::config::{AdapterSource, Dtype, JudgesConfig, Limits, ModelConfig, Quantize};
-use detoxd::model::DecoderConfig;
 use detoxd::model::fingerprint::fingerprint;
 use detoxd::model::lora::LoraModel;
+use detoxd::model::{DecoderConfig, Placement};
 use detoxd::tasks::follow::Follower;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -121,7 +121,7 @@ impl Serving {
             name: "micro".to_owned(),
             fingerprint: fingerprint(&model()).unwrap(),
             decoder: DecoderConfig::from_hugging_face(&config).unwrap(),
-            device: Device::Cpu,
+            placement: Placement::own(Device::Cpu),
             canary: canary.clone(),
         };
         let registry = app.state.backend.registry.clone();
@@ -166,6 +166,7 @@ impl Serving {
             quantize: Quantize::Auto,
             threads: Some(1),
             draft_tokens: detoxd::config::DRAFT_TOKENS,
+            kv_cache_tokens: detoxd::config::KV_CACHE_TOKENS,
         };
         let registry = app.state.backend.registry.clone();
         let metrics = app.state.metrics.clone();

@@ -1,4 +1,4 @@
-//! What serving remembers of a sequence: rotated keys and values of every layer.
+//! Caches in this process's memory, and attention over them by the loops of the CPU.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,74 +7,74 @@ use candle_core::{Result, Tensor, bail};
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::DecoderConfig;
-use super::kernels::vector::{softmax, sum};
-use super::ops::{AttentionShape, RotaryTable, beyond_window, rotate, with_values};
+use super::{CachedSequence, KvCache, check};
+use crate::model::kernels::vector::{softmax, sum};
+use crate::model::ops::{AttentionShape, RotaryTable, beyond_window, rotate, with_values};
 
 /// Values in a register.
 const LANES: usize = 16;
 
 /// Keys and values of one sequence, possibly the continuation of a shared one.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    /// `[layers]`, each `[len, num_kv_heads * head_dim]`.
+#[derive(Debug)]
+pub(super) struct HostCache {
+    /// `[layers]`, each `[len, row]`.
     layers: Vec<LayerCache>,
+    /// Keys of a token and layer, and as many values.
+    row: usize,
     len: usize,
+    /// On the host as well.
     prefix: Option<Arc<KvCache>>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct LayerCache {
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
-impl KvCache {
-    /// An empty cache with room for `capacity` tokens.
-    pub fn new(config: &DecoderConfig, capacity: usize) -> Self {
-        let values = capacity * config.num_kv_heads * config.head_dim;
+impl HostCache {
+    pub(super) fn new(layers: usize, row: usize, capacity: usize) -> Self {
         let layer = || LayerCache {
-            keys: Vec::with_capacity(values),
-            values: Vec::with_capacity(values),
+            keys: Vec::with_capacity(capacity * row),
+            values: Vec::with_capacity(capacity * row),
         };
         Self {
-            layers: (0..config.num_layers).map(|_| layer()).collect(),
+            layers: (0..layers).map(|_| layer()).collect(),
+            row,
             len: 0,
             prefix: None,
         }
     }
 
-    /// An empty cache that continues `prefix`, which itself continues nothing.
-    pub fn continuing(prefix: Arc<Self>, config: &DecoderConfig, capacity: usize) -> Self {
+    /// Of the same layers.
+    fn like(&self, capacity: usize) -> Self {
+        Self::new(self.layers.len(), self.row, capacity)
+    }
+
+    /// A continuation of this cache, which is the one in `shared`.
+    pub(super) fn continued(&self, shared: Arc<KvCache>, capacity: usize) -> Self {
         Self {
-            prefix: Some(prefix),
-            ..Self::new(config, capacity)
+            prefix: Some(shared),
+            ..self.like(capacity)
         }
     }
 
-    /// Tokens held, the prefix included; the position of the next token.
-    pub fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.len + self.prefix_len()
     }
 
-    /// Forgets all but the first `positions` tokens; the prefix is never shortened.
-    pub fn truncate(&mut self, positions: usize) {
+    pub(super) fn truncate(&mut self, positions: usize) {
         let keep = positions.saturating_sub(self.prefix_len());
         if keep < self.len {
             for layer in &mut self.layers {
-                let row = layer.keys.len() / self.len;
-                layer.keys.truncate(keep * row);
-                layer.values.truncate(keep * row);
+                layer.keys.truncate(keep * self.row);
+                layer.values.truncate(keep * self.row);
             }
             self.len = keep;
         }
     }
 
-    /// Appends what `other` holds of these positions, so that they need not be computed again; its prefix is not looked into.
-    ///
-    /// # Errors
-    /// When they do not follow this cache's last position, or `other` does not hold them itself: keys are rotated by their position.
-    pub fn extend_from(&mut self, other: &Self, positions: Range<usize>) -> Result<()> {
+    pub(super) fn extend_from(&mut self, other: &Self, positions: Range<usize>) -> Result<()> {
         let first = other.prefix_len();
         if positions.start != self.positions() || positions.start < first || positions.end > other.positions() {
             bail!(
@@ -83,56 +83,32 @@ impl KvCache {
                 self.positions()
             )
         }
-        if !positions.is_empty() {
-            for (layer, from) in self.layers.iter_mut().zip(&other.layers) {
-                let row = from.keys.len() / other.len;
-                let values = (positions.start - first) * row..(positions.end - first) * row;
-                layer.keys.extend_from_slice(&from.keys[values.clone()]);
-                layer.values.extend_from_slice(&from.values[values]);
-            }
-            self.len += positions.len();
+        let values = (positions.start - first) * self.row..(positions.end - first) * self.row;
+        for (layer, from) in self.layers.iter_mut().zip(&other.layers) {
+            layer.keys.extend_from_slice(&from.keys[values.clone()]);
+            layer.values.extend_from_slice(&from.values[values.clone()]);
         }
+        self.len += positions.len();
         Ok(())
     }
 
-    /// Another continuation of the same prefix, as far as `positions`, with room for `capacity` tokens of its own.
-    ///
-    /// # Errors
-    /// When it holds fewer.
-    pub fn fork(&self, positions: usize, config: &DecoderConfig, capacity: usize) -> Result<Self> {
+    pub(super) fn fork(&self, positions: usize, capacity: usize) -> Result<Self> {
         let mut fork = Self {
             prefix: self.prefix.clone(),
-            ..Self::new(config, capacity)
+            ..self.like(capacity)
         };
         fork.extend_from(self, fork.positions()..positions)?;
         Ok(fork)
     }
 
-    /// Bytes that a token takes.
-    pub fn bytes_per_token(config: &DecoderConfig) -> usize {
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * size_of::<f32>()
-    }
-
     fn prefix_len(&self) -> usize {
-        self.prefix.as_ref().map_or(0, |prefix| prefix.len)
+        self.prefix.as_ref().map_or(0, |prefix| prefix.positions())
     }
 
-    /// Bytes held, the prefix not included.
-    pub fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| (layer.keys.capacity() + layer.values.capacity()) * size_of::<f32>())
-            .sum()
+    fn prefix_layer(&self, layer: usize) -> Option<&LayerCache> {
+        let prefix = self.prefix.as_ref()?.host().ok()?;
+        Some(&prefix.layers[layer])
     }
-}
-
-/// A sequence within a serving batch: its cache and how many of the batch's next rows are its new tokens.
-#[derive(Debug)]
-pub struct CachedSequence<'a> {
-    /// What came before; the new tokens are appended.
-    pub cache: &'a mut KvCache,
-    /// Number of new tokens.
-    pub len: usize,
 }
 
 /// A row of queries and the row of the result.
@@ -148,16 +124,9 @@ pub(crate) fn attend(
     rotary: &RotaryTable,
 ) -> Result<Tensor> {
     let (tokens, row) = qkv.dims2()?;
-    if tokens != sequences.iter().map(|sequence| sequence.len).sum::<usize>() || row != shape.row() {
-        bail!("the rows of the batch are not those of its sequences")
-    }
-    if let Some(longest) = sequences.iter().map(|s| s.cache.positions() + s.len).max()
-        && longest > rotary.positions()
-    {
-        bail!(
-            "a sequence of {longest} tokens exceeds the model's {}",
-            rotary.positions()
-        )
+    check(tokens, sequences, rotary.positions())?;
+    if row != shape.row() {
+        bail!("rows of {row} values for attention over {}", shape.row())
     }
     let width = shape.out();
     let mut out = vec![0f32; tokens * width];
@@ -166,25 +135,23 @@ pub(crate) fn attend(
         let mut next = 0;
         for sequence in sequences.iter_mut() {
             let rows = next..next + sequence.len;
-            let first = sequence.cache.positions();
+            let cache = sequence.cache.host_mut()?;
+            let first = cache.positions();
             append(
                 &qkv[rows.start * row..rows.end * row],
                 &mut queries[rows.start * width..rows.end * width],
-                &mut sequence.cache.layers[layer],
+                &mut cache.layers[layer],
                 (first, shape, rotary),
             );
             next = rows.end;
         }
         // By rows rather than by sequences: a long draft, or a prompt, is work for all threads.
         let sequences = &*sequences;
-        let owners = sequences.iter().flat_map(|sequence| {
-            let cache = &*sequence.cache;
-            (0..sequence.len).map(move |index| (cache, cache.len + index + 1))
-        });
-        let one = |(row, (cache, len)): (QueryAndOut<'_>, (&KvCache, usize))| {
+        let caches = sequences.iter().filter_map(|s| Some((s.cache.host().ok()?, s.len)));
+        let owners = caches.flat_map(|(cache, len)| (0..len).map(move |index| (cache, cache.len + index + 1)));
+        let one = |(row, (cache, len)): (QueryAndOut<'_>, (&HostCache, usize))| {
             let (query, out) = row;
-            let prefix = cache.prefix.as_ref().map(|prefix| &prefix.layers[layer]);
-            attend_token(out, query, &cache.layers[layer], len, prefix, shape);
+            attend_token(out, query, &cache.layers[layer], len, cache.prefix_layer(layer), shape);
         };
         if tokens < 4 {
             let rows = queries.chunks_exact(width).zip(out.chunks_exact_mut(width));
@@ -200,10 +167,14 @@ pub(crate) fn attend(
 }
 
 /// Marks the new tokens as held; called once all layers have appended theirs.
-pub(crate) fn advance(sequences: &mut [CachedSequence<'_>]) {
+///
+/// # Errors
+/// When a cache is not on the host.
+pub(crate) fn advance(sequences: &mut [CachedSequence<'_>]) -> Result<()> {
     for sequence in sequences {
-        sequence.cache.len += sequence.len;
+        sequence.cache.host_mut()?.len += sequence.len;
     }
+    Ok(())
 }
 
 /// Rotates queries and keys, and appends keys and values to the cache.
