@@ -134,9 +134,12 @@ mod tests {
             "{counts:?}"
         );
         assert!(counts.windows(2).all(|pair| (pair[1] - pair[0]) * 8 <= pair[0].max(8)));
-        let sentence = "idiot ".repeat(40);
-        let masked = masked(sentence.trim(), 0.95).unwrap();
-        assert_eq!(masked.matches("idiot").count(), 1, "{masked}");
+        for idiots in [1, 15, 21, 38] {
+            let sentence = "idiot ".repeat(idiots) + &"fine ".repeat(40);
+            let masked = masked(&sentence, 0.5).unwrap();
+            assert_eq!(masked.matches("idiot").count(), 0, "{masked}");
+            assert!(masked.matches(MASK).count() - idiots <= idiots / 8, "{masked}");
+        }
     }
 
     #[test]

@@ -82,6 +82,8 @@ struct Raw {
     position_embedding_type: Option<String>,
     #[serde(default)]
     is_decoder: bool,
+    #[serde(default)]
+    architectures: Vec<String>,
     id2label: Option<BTreeMap<usize, String>>,
     problem_type: Option<String>,
     // DeBERTa
@@ -132,7 +134,7 @@ impl EncoderConfig {
                 supported: "it must be a multiple of num_attention_heads",
             });
         }
-        let labels = raw.id2label.unwrap_or_default();
+        let labels = raw.id2label.unwrap_or_else(|| unnamed_labels(&raw.architectures));
         if !labels.keys().copied().eq(0..labels.len()) {
             return Err(EncoderError::Labels(
                 "the numbers in `id2label` are not those from 0 on".to_owned(),
@@ -184,6 +186,15 @@ impl EncoderConfig {
             _ => self.position_embeddings,
         }
     }
+}
+
+/// transformers leaves `id2label` out where it is the default: two labels without names.
+fn unnamed_labels(architectures: &[String]) -> BTreeMap<usize, String> {
+    let classifies = architectures
+        .iter()
+        .any(|class| class.ends_with("ForSequenceClassification"));
+    let labels = if classifies { 0..2 } else { 0..0 };
+    labels.map(|number| (number, format!("LABEL_{number}"))).collect()
 }
 
 fn family(model_type: &str) -> Result<Family, EncoderError> {

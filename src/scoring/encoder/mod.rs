@@ -103,8 +103,8 @@ impl Encoder {
         threads: Arc<ThreadPool>,
     ) -> Result<Self, EncoderError> {
         Ok(Self {
-            network: Network::load(config, weights)?,
             tokeniser: Tokeniser::open(folder, config)?,
+            network: Network::load(config, weights)?,
             threads,
         })
     }
