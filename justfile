@@ -53,3 +53,20 @@ advisories:
 # Builds for NVIDIA GPUs, on a machine that needs neither a GPU nor CUDA
 cuda *args:
     .ci/cuda {{ args }}
+
+# The kernels one by one, candle's beside them: `just kernels q4_1/qkv`
+kernels *args:
+    cargo bench --bench kernels -- {{ args }}
+
+# The model's tests on an emulated ARM core; `.ci/aarch64` says what it needs
+aarch64 *args:
+    .ci/aarch64 {{ args }}
+
+# Instructions of decoding by function, by valgrind. It knows no AVX-512, so that the AVX2 paths run under it
+instructions model:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    out=$(mktemp)
+    valgrind="valgrind --tool=callgrind --callgrind-out-file=$out --toggle-collect=*Decoder*forward_cached*"
+    cargo --config "target.'cfg(all())'.runner = '$valgrind'" bench --bench decode -- {{ model }} --tokens 4 --runs 1 --threads 1 --alone
+    callgrind_annotate --inclusive=yes "$out" | head -60

@@ -17,7 +17,7 @@ mod load;
 mod pace;
 mod prefixes;
 mod queue;
-mod sampling;
+pub mod sampling;
 mod scheduler;
 mod scoring;
 mod sequence;

@@ -19,14 +19,15 @@ pub struct Sampling {
 
 /// Draws the tokens of one sequence.
 #[derive(Debug)]
-pub(super) struct Sampler {
+pub struct Sampler {
     temperature: f32,
     rng: StdRng,
 }
 
 /// A chosen token.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Choice {
+pub struct Choice {
+    /// Its id.
     pub token: u32,
     /// Its negative log-likelihood at temperature 1, in nats.
     pub nll: f32,
@@ -34,7 +35,7 @@ pub(super) struct Choice {
 
 impl Sampler {
     /// The sampler of one candidate of a request: the first is greedy.
-    pub(super) fn new(sampling: Sampling, candidate: usize) -> Self {
+    pub fn new(sampling: Sampling, candidate: usize) -> Self {
         let temperature = if candidate == 0 { 0.0 } else { sampling.temperature };
         let seed = sampling
             .seed
@@ -47,7 +48,7 @@ impl Sampler {
 
     /// Chooses a token. Each call draws one random number, so that what is chosen depends on the seed and the place in the text
     /// alone, and not on which logits were computed together.
-    pub(super) fn choose(&mut self, row: &Row<'_>) -> Choice {
+    pub fn choose(&mut self, row: &Row<'_>) -> Choice {
         let token = if self.temperature <= 0.0 {
             argmax(row.logits, row.largest)
         } else {
@@ -61,7 +62,7 @@ impl Sampler {
 }
 
 /// Logits `[vocabulary]` that any number of samplers of a request choose from.
-pub(super) struct Row<'a> {
+pub struct Row<'a> {
     logits: &'a [f32],
     largest: f32,
     /// Logarithm of the sum of the exponentials.
@@ -74,7 +75,7 @@ pub(super) struct Row<'a> {
 
 impl<'a> Row<'a> {
     /// What greedy samplers need, and with `sampling` what those need that draw.
-    pub(super) fn new(logits: &'a [f32], sampling: Option<Sampling>) -> Self {
+    pub fn new(logits: &'a [f32], sampling: Option<Sampling>) -> Self {
         let (largest, log_total) = log_sum_exp(logits);
         let mut row = Self {
             logits,

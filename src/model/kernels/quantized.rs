@@ -16,6 +16,8 @@ use activations::Group;
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -104,17 +106,26 @@ pub enum QuantizedError {
 
 /// The instruction sets that there are kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
+pub enum Path {
+    /// AVX-512 VNNI.
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON with dot products.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    /// NEON as every core has it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// Plain Rust.
     Portable,
 }
 
 impl Path {
     /// Paths that this CPU can take, the fastest first.
-    fn supported() -> impl Iterator<Item = Self> {
+    pub fn supported() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let fast = {
             let avx2 =
@@ -125,12 +136,15 @@ impl Path {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
             [vnni.then_some(Self::Vnni), avx2.then_some(Self::Avx2)]
-                .into_iter()
-                .flatten()
         };
-        #[cfg(not(target_arch = "x86_64"))]
-        let fast = std::iter::empty();
-        fast.chain([Self::Portable])
+        #[cfg(target_arch = "aarch64")]
+        let fast = {
+            let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
+            [dotprod.then_some(Self::Dotprod), Some(Self::Neon)]
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let fast: [Option<Self>; 0] = [];
+        fast.into_iter().flatten().chain([Self::Portable])
     }
 }
 
@@ -279,6 +293,13 @@ impl QuantizedMatrix {
         }
     }
 
+    /// The same weight, to be multiplied by `path`; `None` if this CPU can't take it. For comparisons: a new matrix has the fastest.
+    pub fn with_path(self, path: Path) -> Option<Self> {
+        Path::supported()
+            .any(|supported| supported == path)
+            .then_some(Self { path, ..self })
+    }
+
     /// Multiplies row-major `x [m, k]` into row-major `out [m, n]`.
     ///
     /// Runs on the current rayon pool when there is enough to do, else on this thread alone.
@@ -348,6 +369,10 @@ impl QuantizedMatrix {
                         Path::Vnni => vnni::multiply(self, x, rows, tiles, out),
                         #[cfg(target_arch = "x86_64")]
                         Path::Avx2 => avx2::multiply(self, x, rows, tiles, out),
+                        #[cfg(target_arch = "aarch64")]
+                        Path::Dotprod => neon::multiply_dotprod(self, x, rows, tiles, out),
+                        #[cfg(target_arch = "aarch64")]
+                        Path::Neon => neon::multiply_neon(self, x, rows, tiles, out),
                         Path::Portable => portable::multiply(self, x, rows, tiles, out),
                     }
                 }

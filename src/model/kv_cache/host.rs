@@ -116,7 +116,13 @@ type QueryAndOut<'a> = (&'a [f32], &'a mut [f32]);
 
 /// Attention of new tokens to their cached past and to each other, by sequence; appends their keys and values to layer
 /// `layer` of the caches. `qkv [Σ len, row]`, not yet rotated, to `[Σ len, num_heads * head_dim]`.
-pub(crate) fn attend(
+///
+/// # Errors
+/// When the shapes do not fit, or a sequence is longer than the rotary table.
+///
+/// # Panics
+/// If the caches have no such layer.
+pub fn attend(
     qkv: &Tensor,
     layer: usize,
     sequences: &mut [CachedSequence<'_>],
@@ -170,7 +176,7 @@ pub(crate) fn attend(
 ///
 /// # Errors
 /// When a cache is not on the host.
-pub(crate) fn advance(sequences: &mut [CachedSequence<'_>]) -> Result<()> {
+pub fn advance(sequences: &mut [CachedSequence<'_>]) -> Result<()> {
     for sequence in sequences {
         sequence.cache.host_mut()?.len += sequence.len;
     }

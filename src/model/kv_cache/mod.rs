@@ -19,7 +19,7 @@ use candle_core::{Device, Result, Tensor, WithDType, bail};
 
 use super::{Decoder, DecoderConfig};
 use host::HostCache;
-pub(crate) use host::{advance, attend};
+pub use host::{advance, attend};
 use slots::{SlotCache, SlotPool};
 pub(crate) use step::Step;
 
@@ -39,7 +39,7 @@ enum Space {
 
 impl CacheSpace {
     /// In this process's memory, as much as is needed.
-    pub(super) fn on_host(config: &DecoderConfig) -> Self {
+    pub fn on_host(config: &DecoderConfig) -> Self {
         Self(Space::Host {
             layers: config.num_layers,
             row: config.num_kv_heads * config.head_dim,

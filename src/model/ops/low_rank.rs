@@ -8,19 +8,24 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-/// Rows of activations in a block.
-const ROWS: usize = 4;
+/// Rows of activations in a block. Its sums are kept in registers: ARM has as many as AVX-512, of a quarter of the size.
+const ROWS: usize = if cfg!(target_arch = "aarch64") { 2 } else { 4 };
 /// Rows of the matrix in a block.
 const COLUMNS: usize = 4;
-/// Values in a register.
-pub(crate) const LANES: usize = 16;
+/// Most rows that are gathered at once, for the same reason.
+const GATHERED: usize = if cfg!(target_arch = "aarch64") { 2 } else { 8 };
+/// Values in a register of AVX-512; others take several for as many.
+pub const LANES: usize = 16;
 /// Columns of an update in a block: four registers of results.
 const WIDTH: usize = 64;
 /// Multiplications that are worth another thread.
 const PART: usize = 200_000;
 
 /// `out[m, n] = x[m, k] · Wᵀ` for a row-major `w [n, k]`. Each value is the sum of sixteen partial sums over every sixteenth product.
-pub(crate) fn project(x: &[f32], w: &[f32], m: usize, n: usize, k: usize, out: &mut [f32]) {
+///
+/// # Panics
+/// If a slice has another length than its shape.
+pub fn project(x: &[f32], w: &[f32], m: usize, n: usize, k: usize, out: &mut [f32]) {
     assert_eq!((x.len(), w.len(), out.len()), (m * k, n * k, m * n), "shapes differ");
     if m == 0 || n == 0 {
         return;
@@ -134,7 +139,7 @@ fn multiply_add(sums: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
 }
 
 /// A row-major `a [ranks, k]` as panels of 16 ranks: of each panel one column after the other; zeros where ranks end.
-pub(crate) fn pack_a(a: &[f32], ranks: usize, out: &mut Vec<[f32; LANES]>) {
+pub fn pack_a(a: &[f32], ranks: usize, out: &mut Vec<[f32; LANES]>) {
     let k = a.len() / ranks.max(1);
     for first in (0..ranks).step_by(LANES) {
         for column in 0..k {
@@ -147,14 +152,17 @@ pub(crate) fn pack_a(a: &[f32], ranks: usize, out: &mut Vec<[f32; LANES]>) {
 }
 
 /// `hidden[m, ranks] = x[m, k] · Aᵀ`, for `a` by [`pack_a`]. Each value is the sum over the even columns and that over the odd ones.
+///
+/// # Panics
+/// If `x` or `a` has another length than its shape.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+fma", "x86_64+avx2+fma"))]
-pub(crate) fn gather(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: usize, hidden: &mut [f32]) {
+pub fn gather(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: usize, hidden: &mut [f32]) {
     let m = hidden.len() / ranks.max(1);
     assert_eq!((x.len(), a.len()), (m * k, ranks.div_ceil(LANES) * k), "shapes differ");
     let mut row = 0;
     while row < m {
         let (x, hidden) = (&x[row * k..], &mut hidden[row * ranks..]);
-        row += match m - row {
+        row += match GATHERED.min(m - row) {
             8.. => gather_rows::<8>(x, a, k, ranks, hidden),
             4.. => gather_rows::<4>(x, a, k, ranks, hidden),
             2.. => gather_rows::<2>(x, a, k, ranks, hidden),
@@ -203,7 +211,7 @@ fn gather_rows<const R: usize>(x: &[f32], a: &[[f32; LANES]], k: usize, ranks: u
 }
 
 /// A row-major `b [rows, rank]` as panels of 64 rows: of each panel one rank after the other.
-pub(crate) fn pack_b(b: &[f32], rank: usize, out: &mut Vec<f32>) {
+pub fn pack_b(b: &[f32], rank: usize, out: &mut Vec<f32>) {
     for panel in b.chunks(WIDTH * rank.max(1)) {
         for place in 0..rank {
             out.extend(panel.iter().skip(place).step_by(rank));
@@ -213,18 +221,27 @@ pub(crate) fn pack_b(b: &[f32], rank: usize, out: &mut Vec<f32>) {
 
 /// Some columns of every row get `scale * hidden · Bᵀ`, for `hidden [m, ranks]` of which `rank` are this update's, from `first` on, and
 /// `b` by [`pack_b`]. Each value adds the products in the order of the ranks.
-pub(crate) struct Spread<'a> {
+pub struct Spread<'a> {
+    /// What [`gather`] made, of as many rows as there are results.
     pub hidden: &'a [f32],
+    /// Width of its rows.
     pub ranks: usize,
+    /// First of this update's ranks.
     pub first: usize,
+    /// The packed matrix.
     pub b: &'a [f32],
+    /// This update's ranks.
     pub rank: usize,
+    /// Factor on the update.
     pub scale: f32,
 }
 
 impl Spread<'_> {
     /// Adds it to `out [m, out_width]`, from column `column` on.
-    pub(crate) fn add_to(&self, out: &mut [f32], out_width: usize, column: usize) {
+    ///
+    /// # Panics
+    /// If `hidden` has fewer rows than `out`, or `out` too few columns.
+    pub fn add_to(&self, out: &mut [f32], out_width: usize, column: usize) {
         let m = out.len() / out_width;
         if m * self.b.len() < 2 * PART || rayon::current_num_threads() < 2 {
             return self.add_rows(out, out_width, column, 0);

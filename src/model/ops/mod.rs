@@ -15,7 +15,7 @@ mod gelu;
 mod head;
 mod layer_norm;
 mod lora_linear;
-mod low_rank;
+pub mod low_rank;
 mod mixed_linear;
 mod rms_norm;
 mod rotary;

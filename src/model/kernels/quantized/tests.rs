@@ -139,6 +139,33 @@ fn extremes_are_exact() {
     }
 }
 
+/// Where scales, minima and activations are integers, so are the results, and nothing is rounded.
+#[test]
+fn integers_are_exact_for_any_number_of_rows() {
+    for format in FORMATS {
+        for m in 1..=40 {
+            let (n, k) = (m * 7 % 50 + 1, GROUP * (m % 5 + 1));
+            let mut bytes = blocks(format, n, k);
+            for block in bytes.chunks_mut(format.block_bytes()) {
+                let header = [f16::ONE, f16::from_f32(-8.0)].map(f16::to_le_bytes);
+                block[..format.header_bytes()].copy_from_slice(&header.as_flattened()[..format.header_bytes()]);
+            }
+            let mut x: Vec<f32> = values(m * k, 3).iter().map(|v| (v * 127.0).round()).collect();
+            x.iter_mut().step_by(GROUP).for_each(|v| *v = 127.0);
+            let matrix = QuantizedMatrix::from_blocks(format, &bytes, n, k).unwrap();
+            let wanted = product(&x, &weights(format, &bytes), m, n, k);
+            for path in Path::supported() {
+                let mut out = vec![f32::NAN; m * n];
+                matrix.matmul_with(path, &x, m, &mut out);
+                assert!(
+                    out.iter().zip(&wanted).all(|(&got, &wanted)| f64::from(got) == wanted),
+                    "{path:?} {format:?} {m} {n} {k}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_are_quantised_alike() {
     let mut x = values(64 * GROUP, 5);
