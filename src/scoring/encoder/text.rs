@@ -1,7 +1,9 @@
 //! Texts as token ids, each with what its model puts before and behind it, cut to what the model takes.
 //!
-//! As everywhere here, text is never more than text: a `[SEP]` that somebody writes is spelt out.
+//! As everywhere here, text is never more than text: a `[SEP]` that somebody writes is spelt out, or passed over where the vocabulary has it as a piece of
+//! text (SentencePiece's).
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,14 +14,19 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{AddedToken, Encoding, Tokenizer, TruncationParams};
 
 use super::EncoderError;
 use super::config::{EncoderConfig, Family};
 
+/// What stands for a piece of text that is in no vocabulary.
+const UNKNOWN: [&str; 2] = ["<unk>", "[UNK]"];
+
 /// Turns texts into ids.
 pub(super) struct Tokeniser {
     inner: Tokenizer,
+    /// Tokens that no text may name.
+    control: HashSet<u32>,
     padding: u32,
     lowercase: bool,
 }
@@ -74,8 +81,16 @@ impl Tokeniser {
             let reason = format!("its tokenizer has {size} tokens, config.json {}", config.vocab_size);
             return Err(EncoderError::file(folder, reason));
         }
+        let added = inner.get_added_tokens_decoder();
+        let is_control = |token: &AddedToken| token.special && !UNKNOWN.contains(&token.content.as_str());
+        let control = added
+            .iter()
+            .filter(|(_, token)| is_control(token))
+            .map(|(&id, _)| id)
+            .collect();
         Ok(Self {
             inner,
+            control,
             padding: config.padding,
             lowercase: sentence.do_lower_case,
         })
@@ -95,7 +110,16 @@ impl Tokeniser {
             .collect();
         let failed = |error: tokenizers::Error| candle_core::Error::Msg(format!("encoding a text: {error}"));
         let encodings = self.inner.encode_batch_fast(texts, true).map_err(failed)?;
-        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+        Ok(encodings.iter().map(|encoding| self.ids(encoding)).collect())
+    }
+
+    /// Without control tokens, but for those that are put around a text.
+    fn ids(&self, encoding: &Encoding) -> Vec<u32> {
+        let tokens = encoding.get_ids().iter().zip(encoding.get_special_tokens_mask());
+        tokens
+            .filter(|&(id, &is_around)| is_around == 1 || !self.control.contains(id))
+            .map(|(&id, _)| id)
+            .collect()
     }
 
     /// The id that fills up shorter texts.
