@@ -15,7 +15,7 @@ llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; 
 to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source (and 64 at once), llama.cpp with drafts of n-grams
 that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none; the adapter beside the quantised
 weights in both, `lora` converts it. Tokens a second are those of the rewrites, reading the prompts included; loading is not. `same` is the share of sentences to which both give the
-same rewrite: speeds of programs that write different things say little. (The adapter merged into the weights and quantised again to Q4_1 no longer rewrites.) Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
+same letters and digits (detoxd mends case and punctuation afterwards): speeds of programs that write different things say little. (The adapter merged into the weights and quantised again to Q4_1 no longer rewrites.) Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
 """
 
 import argparse
@@ -226,7 +226,8 @@ def rewrite(options):
         speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
         speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
     theirs = [peers[threads].text(peers[threads].rewrite(source, n, m)) for source in sources]
-    same = sum("".join(a.split()) == "".join(b.split()) for a, b in zip(written, theirs)) / len(texts)
+    letters = lambda text: [letter for letter in text.lower() if letter.isalnum()]
+    same = sum(letters(a) == letters(b) for a, b in zip(written, theirs)) / len(texts)
     medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
     others = {name: speed for name, speed in medians.items() if name not in ways}
     ratios = {f"{way} to {name}": round(medians[way] / speed, 2) for way in ways for name, speed in others.items()}
