@@ -226,7 +226,10 @@ def rewrite(options):
         speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
         speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
     theirs = [peers[threads].text(peers[threads].rewrite(source, n, m)) for source in sources]
-    letters = lambda text: [letter for letter in text.lower() if letter.isalnum()]
+
+    def letters(text):
+        return [letter for letter in text.lower() if letter.isalnum()]
+
     same = sum(letters(a) == letters(b) for a, b in zip(written, theirs)) / len(texts)
     medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
     others = {name: speed for name, speed in medians.items() if name not in ways}
@@ -284,8 +287,7 @@ def lora(options):
             if matrix == "lora_B" and projection in heads:
                 count, rows = int(fields[heads[projection]].contents()), values.shape[0]
                 values = values.reshape(count, 2, rows // count // 2, -1).swapaxes(1, 2).reshape(rows, -1)
-            # What multiplies activations is f32 or f16; llama.cpp is faster with f32.
-            out.add_tensor(f"blk.{layer}.{projection}.weight.{matrix.lower()}", np.ascontiguousarray(values, np.float32))
+            out.add_tensor(f"blk.{layer}.{projection}.weight.{matrix.lower()}", np.ascontiguousarray(values, options.dtype))
     close(out)
 
 
@@ -415,6 +417,7 @@ def main():
     converting = commands.add_parser("lora")
     for name in ("adapter", "source", "out"):
         converting.add_argument(name, type=Path)
+    converting.add_argument("--dtype", default="float32", choices=["float16", "float32"])
     converting.set_defaults(run=lora)
     rewriting = commands.add_parser("rewrite")
     rewriting.add_argument("file", type=Path)

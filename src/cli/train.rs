@@ -376,3 +376,42 @@ impl Observer for Lines {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::scoring::{Similarity, Toxicity};
+
+    /// Says the same of every text.
+    struct Always(f32);
+
+    impl Toxicity for Always {
+        fn score(&self, _: &str) -> f32 {
+            self.0
+        }
+
+        fn attributions(&self, _: &str) -> Vec<(Range<usize>, f32)> {
+            Vec::new()
+        }
+    }
+
+    impl Similarity for Always {
+        fn score(&self, _: &str, _: &str) -> f32 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_judged_is_worth_nothing() {
+        let worth = |toxicity: f32, similarity: f32| {
+            let (toxicity, similarity) = (Arc::new(Always(toxicity)), Arc::new(Always(similarity)));
+            RewriteScores(Judges { toxicity, similarity }).reward("a", "b")
+        };
+        assert_eq!(worth(0.25, 0.5), 0.375);
+        assert_eq!(worth(f32::NAN, 0.5), 0.0);
+        assert_eq!(worth(0.25, f32::NAN), 0.0);
+    }
+}

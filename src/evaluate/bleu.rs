@@ -91,13 +91,12 @@ fn counts(tokens: &[String], order: usize) -> HashMap<&[String], usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::recorded;
 
     #[test]
     fn tokens_and_scores_are_those_of_sacrebleu() {
-        let recorded: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/text_metrics.json")).unwrap();
-        let rows = recorded["bleu"].as_array().unwrap();
-        for row in rows {
+        let rows = recorded("bleu");
+        for row in &rows {
             let text = tokens(row["text"].as_str().unwrap());
             assert_eq!(serde_json::json!(text), row["tokens"], "{row}");
             let references: Vec<String> = serde_json::from_value(row["references"].clone()).unwrap();

@@ -132,21 +132,17 @@ fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::recorded;
 
     const BOOTSTRAP: Bootstrap = Bootstrap {
         resamples: 20_000,
         seed: 0,
     };
 
-    fn recorded() -> serde_json::Value {
-        serde_json::from_str(include_str!("../../tests/fixtures/text_metrics.json")).unwrap()
-    }
-
     /// Both are drawn at random: they agree up to the noise of 20,000 draws.
     #[test]
     fn intervals_are_those_of_scipy() {
-        let recorded = recorded();
-        for row in recorded["bootstrap"].as_array().unwrap() {
+        for row in recorded("bootstrap") {
             let numbers = |name: &str| -> Vec<f64> { serde_json::from_value(row[name].clone()).unwrap() };
             let (own, other) = (numbers("own"), numbers("other"));
             let series = |values: &[f64]| Series::mean(values.iter().copied().map(Some));

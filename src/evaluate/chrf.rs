@@ -52,14 +52,13 @@ fn f_score(text: &[char], reference: &[char]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::recorded;
 
     /// What sacrebleu says (`tests/fixtures/record_text_metrics.py`).
     #[test]
     fn scores_are_those_of_sacrebleu() {
-        let recorded: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/text_metrics.json")).unwrap();
-        let rows = recorded["chrf"].as_array().unwrap();
-        for row in rows {
+        let rows = recorded("chrf");
+        for row in &rows {
             let references: Vec<String> = serde_json::from_value(row["references"].clone()).unwrap();
             let (got, wanted) = (
                 chrf(row["text"].as_str().unwrap(), &references),

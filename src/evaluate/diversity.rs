@@ -48,12 +48,11 @@ fn self_bleu(candidates: &[Vec<String>]) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::recorded;
 
     #[test]
     fn figures_are_those_of_sacrebleu_and_nltk() {
-        let recorded: serde_json::Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/text_metrics.json")).unwrap();
-        for row in recorded["diversity"].as_array().unwrap() {
+        for row in recorded("diversity") {
             let candidates: Vec<String> = serde_json::from_value(row["candidates"].clone()).unwrap();
             let got = Diversity::of(&candidates);
             for (got, wanted) in [

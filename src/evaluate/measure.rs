@@ -191,7 +191,6 @@ impl Evaluator {
         systems: &[AdapterLease],
     ) -> Result<(Plain, Vec<Sample>), EvaluateError> {
         let none = AdapterLease::none();
-        let source = self.likelihood(&example.anchor, &none).await?;
         let base = self.plain(example, &none).await?;
         let mut samples = Vec::with_capacity(systems.len());
         for adapter in systems {
@@ -199,7 +198,7 @@ impl Evaluator {
                 Some(_) => self.plain(example, adapter).await?,
                 None => base,
             };
-            samples.push(self.sample(example, source, plain, adapter).await?);
+            samples.push(self.sample(example, base.source, plain, adapter).await?);
         }
         Ok((base, samples))
     }

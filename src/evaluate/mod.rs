@@ -30,3 +30,13 @@ pub use decide::{Decision, decide};
 pub use figures::{Figures, Metric};
 pub use measure::{Data, EvaluateError, Evaluator, How, Measurements};
 pub use report::{Comparison, Report, Setting, System};
+
+/// Rows that other programs have computed (`tests/fixtures/record_text_metrics.py`); there are some.
+#[cfg(test)]
+fn recorded(metric: &str) -> Vec<serde_json::Value> {
+    let text = include_str!("../../tests/fixtures/text_metrics.json");
+    let mut all: serde_json::Value = serde_json::from_str(text).unwrap();
+    let rows: Vec<serde_json::Value> = serde_json::from_value(all[metric].take()).unwrap();
+    assert!(!rows.is_empty(), "{metric}");
+    rows
+}

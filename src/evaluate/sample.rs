@@ -31,6 +31,8 @@ pub struct Sample {
 /// How likely a model finds the two sides of an example, without a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Plain {
+    /// The source.
+    pub source: Likelihood,
     /// All references together.
     pub neutral: Likelihood,
     /// Mean log-perplexity of the source minus that of the references, in nats; absent where a side has no likelihood.
@@ -46,6 +48,7 @@ impl Plain {
             .filter(|_| !known.is_empty())
             .map(|source| source - known.iter().sum::<f64>() / known.len() as f64);
         Self {
+            source,
             neutral: references.iter().copied().sum(),
             gap,
         }
