@@ -3,9 +3,8 @@
     python benches/peers.py make SMOLLM2.gguf FOLDER     # writes smollm2-q8_0.gguf, random-500m-q4_1.gguf, random-500m-q8_0.gguf
     python benches/peers.py decode FILE.gguf … [--batch 1 8] --bench target/release/deps/decode-…
     python benches/peers.py shape 7b --device cuda:0 [--batch 1 32 256] [--bench target/release/deps/decode-…]
-    detoxd model merge --model smollm2-135m --adapter assets/adapters/smollm2-135m/default-1 --out FOLDER/merged
-    python benches/peers.py gguf FOLDER/merged SMOLLM2.gguf FOLDER/merged-q4_1.gguf   # the merged weights, Q4_1 and Q8_0 where SMOLLM2.gguf is
-    python benches/peers.py rewrite FOLDER/merged-q4_1.gguf --texts valid.jsonl --first 200
+    python benches/peers.py lora assets/adapters/smollm2-135m/default-1 SMOLLM2.gguf FOLDER/default-1.gguf
+    python benches/peers.py rewrite SMOLLM2.gguf --adapter assets/adapters/smollm2-135m/default-1 --lora FOLDER/default-1.gguf --texts valid.jsonl
 
 `decode` goes turn by turn. `shape` takes random weights in the shape of a model (benches/shapes.json), in bf16 on one GPU, beside transformers only, one program after the
 other since both may not fit beside each other; with one sequence it also says what share of the speed at which the card copies memory reading the weights comes to. Without
@@ -14,8 +13,9 @@ other since both may not fit beside each other; with one sequence it also says w
 Each program reads prompts of 16 tokens and decodes --tokens more, greedily, --batch sequences at once; reading the prompts is not counted.
 llama.cpp (llama-cpp-python) is driven through its C interface, a batch a step; transformers by `generate`, its weights dequantised to f32 and
 to bf16. `rewrite` writes rewrites of sentences, greedily, one at a time: detoxd with its drafts from the source (and 64 at once), llama.cpp with drafts of n-grams
-that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none. Tokens a second are those of
-the rewrites, reading the prompts included; loading is not. Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
+that it has seen (prompt lookup), of which the best of n 1 to 3 and m 8 and 16 on the first twenty sentences is taken, and with none; the adapter beside the quantised
+weights in both, `lora` converts it. Tokens a second are those of the rewrites, reading the prompts included; loading is not. `same` is the share of sentences to which both give the
+same letters and digits (detoxd mends case and punctuation afterwards): speeds of programs that write different things say little. (The adapter merged into the weights and quantised again to Q4_1 no longer rewrites.) Medians over --rounds turns; of threads and types each program's best. Needs llama-cpp-python, torch, transformers, gguf.
 """
 
 import argparse
@@ -136,8 +136,13 @@ class Lookup(LlamaCpp):
 
     END = 2
 
-    def __init__(self, path, threads):
+    def __init__(self, path, threads, lora):
         super().__init__(path, 1, 1024, threads)
+        if lora:
+            adapter = self.lib.llama_adapter_lora_init(self.model, str(lora).encode())
+            adapters = (self.lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+            if self.lib.llama_set_adapters_lora(self.context, adapters, 1, (ctypes.c_float * 1)(1.0)):
+                sys.exit(f"llama.cpp does not take {lora}")
         self.vocab = self.lib.llama_model_get_vocab(self.model)
         self.slots = self.lib.llama_batch_init(1024, 0, 1)
 
@@ -146,6 +151,13 @@ class Lookup(LlamaCpp):
         ids = (self.lib.llama_token * (len(data) + 8))()
         count = self.lib.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, False)
         return list(ids[:count])
+
+    def text(self, ids):
+        written, piece = b"", ctypes.create_string_buffer(256)
+        for token in ids:
+            length = self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)
+            written += piece.raw[:length]
+        return written.decode(errors="replace").strip()
 
     def rewrite(self, source, n, m):
         memory = self.lib.llama_get_memory(self.context)
@@ -186,16 +198,17 @@ class Lookup(LlamaCpp):
 def rewrite(options):
     texts = [json.loads(line)["toxic"].strip() for line in open(options.texts, encoding="utf-8")][: options.first]
     lines = "".join(text.replace("\n", " ") + "\n" for text in texts)
-    command = [options.detoxd, "rewrite", "--model", options.file, "--adapter", "none", "--no-verify", "--always", "--whole-line",
+    command = [options.detoxd, "rewrite", "--model", options.file, "--adapter", options.adapter, "--no-verify", "--always", "--whole-line",
                "--candidates", "1", "--json"]
 
     def ours(lines, *more):
         began = time.perf_counter()
         done = subprocess.run([str(p) for p in [*command, *more]], input=lines, capture_output=True, text=True, check=True)
         results = [json.loads(line) for line in done.stdout.splitlines()]
-        return time.perf_counter() - began, sum(result["usage"]["completion_tokens"] for result in results)
+        tokens = sum(result["usage"]["completion_tokens"] for result in results)
+        return time.perf_counter() - began, tokens, [result["text"] for result in results]
 
-    peers = {threads: Lookup(options.file, threads) for threads in sorted({1, os.cpu_count()})}
+    peers = {threads: Lookup(options.file, threads, options.lora) for threads in sorted({1, os.cpu_count()})}
     sources = [next(iter(peers.values())).tokenize(text) for text in texts]
     tuned = max(
         ((peer.speed(sources[:20], n, m), threads, n, m) for threads, peer in peers.items() for n in (1, 2, 3) for m in (8, 16)),
@@ -207,15 +220,21 @@ def rewrite(options):
     ways = {"detoxd": alone, "detoxd, no drafts": [*alone, "--draft-tokens", "0"], "detoxd, 64 at once": ["--in-flight", "64"]}
     for _ in range(options.rounds):
         for name, more in ways.items():
-            load, _ = ours(texts[0] + "\n", *more)
-            took, tokens = ours(lines, *more)
+            load, *_ = ours(texts[0] + "\n", *more)
+            took, tokens, written = ours(lines, *more)
             speeds.setdefault(name, []).append(tokens / (took - load))
         speeds.setdefault(f"llama.cpp, n-grams of {n}, drafts of {m}", []).append(peers[threads].speed(sources, n, m))
         speeds.setdefault("llama.cpp", []).append(peers[plain_threads].speed(sources, 1, 0))
+    theirs = [peers[threads].text(peers[threads].rewrite(source, n, m)) for source in sources]
+
+    def letters(text):
+        return [letter for letter in text.lower() if letter.isalnum()]
+
+    same = sum(letters(a) == letters(b) for a, b in zip(written, theirs)) / len(texts)
     medians = {name: round(statistics.median(of), 1) for name, of in speeds.items()}
     others = {name: speed for name, speed in medians.items() if name not in ways}
     ratios = {f"{way} to {name}": round(medians[way] / speed, 2) for way in ways for name, speed in others.items()}
-    print(json.dumps({"file": options.file.name, "sentences": len(texts), "tokens_per_second": medians, "ratios": ratios}))
+    print(json.dumps({"file": options.file.name, "sentences": len(texts), "same": round(same, 2), "tokens_per_second": medians, "ratios": ratios}))
 
 
 def writer(path, source, changed=None):
@@ -247,34 +266,29 @@ def close(out):
     out.close()
 
 
-def gguf(options):
-    """The weights of a merged folder under the names, the order and the types of a GGUF file, and all in Q8_0."""
-    from gguf import GGMLQuantizationType as Q, GGUFReader
+def lora(options):
+    """A PEFT adapter as llama.cpp reads it."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
     from safetensors import safe_open
 
-    source = GGUFReader(options.source)
-    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
-             "ffn_norm": "post_attention_layernorm"}
+    config = json.loads((options.adapter / "adapter_config.json").read_text())
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    fields = GGUFReader(options.source).fields
     heads = {"attn_q": "llama.attention.head_count", "attn_k": "llama.attention.head_count_kv"}
-    tensors = {}
-    for path in sorted(options.folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            tensors |= {name: file.get_tensor(name).float().numpy() for name in file.keys()}
-    for path, kind in ((options.out, None), (options.out.with_name(options.out.stem.replace("q4_1", "q8_0") + ".gguf"), Q.Q8_0)):
-        out = writer(path, source)
-        for tensor in source.tensors:
-            parts = tensor.name.split(".")
-            if parts[0] == "blk":
-                values = tensors[f"model.layers.{parts[1]}.{names[parts[2]]}.weight"]
-                if parts[2] in heads:
-                    count = int(source.fields[heads[parts[2]]].contents())
-                    rows = values.shape[0]
-                    values = values.reshape(count, 2, rows // count // 2, -1).swapaxes(1, 2).reshape(rows, -1)
-            else:
-                values = tensors[{"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[parts[0]]]
-            add(out, tensor.name, values, kind or tensor.tensor_type)
-        close(out)
+    out = GGUFWriter(options.out, "llama")
+    out.add_string("general.type", "adapter")
+    out.add_string("adapter.type", "lora")
+    out.add_key_value("adapter.lora.alpha", float(config["lora_alpha"]), GGUFValueType.FLOAT32)
+    with safe_open(options.adapter / "adapter_model.safetensors", "np") as file:
+        for name in file.keys():
+            layer, *module, matrix, _ = name.removeprefix("base_model.model.model.layers.").split(".")
+            values, projection = file.get_tensor(name), names[".".join(module)]
+            if matrix == "lora_B" and projection in heads:
+                count, rows = int(fields[heads[projection]].contents()), values.shape[0]
+                values = values.reshape(count, 2, rows // count // 2, -1).swapaxes(1, 2).reshape(rows, -1)
+            out.add_tensor(f"blk.{layer}.{projection}.weight.{matrix.lower()}", np.ascontiguousarray(values, options.dtype))
+    close(out)
 
 
 def decode(options):
@@ -400,12 +414,15 @@ def main():
     shaped.add_argument("--rounds", type=int, default=3)
     shaped.add_argument("--no-transformers", action="store_true")
     shaped.set_defaults(run=shape)
-    converting = commands.add_parser("gguf")
-    for name in ("folder", "source", "out"):
+    converting = commands.add_parser("lora")
+    for name in ("adapter", "source", "out"):
         converting.add_argument(name, type=Path)
-    converting.set_defaults(run=gguf)
+    converting.add_argument("--dtype", default="float32", choices=["float16", "float32"])
+    converting.set_defaults(run=lora)
     rewriting = commands.add_parser("rewrite")
     rewriting.add_argument("file", type=Path)
+    rewriting.add_argument("--adapter", type=Path, required=True, help="folder in PEFT's layout")
+    rewriting.add_argument("--lora", type=Path, required=True, help="the same for llama.cpp, by `lora`")
     rewriting.add_argument("--texts", type=Path, required=True, help='JSON lines with "toxic"')
     rewriting.add_argument("--first", type=int, default=200)
     rewriting.add_argument("--rounds", type=int, default=5)

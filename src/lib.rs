@@ -19,6 +19,7 @@ pub mod prompt;
 pub mod scoring;
 pub mod shutdown;
 pub mod store;
+pub mod svg;
 pub mod tasks;
 pub mod telemetry;
 pub mod train;

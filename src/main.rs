@@ -6,7 +6,7 @@ use std::{io, process::ExitCode, sync::Arc, time::Instant};
 use anyhow::Context;
 use detoxd::{
     cli::{self, Command, UsageError, compose, rewrite::RewriteArgs},
-    config::{Config, ConfigError, LogConfig, ModelConfig, Policy, RawConfig},
+    config::{Config, ConfigError, JudgesConfig, LogConfig, ModelConfig, Policy, RawConfig},
     http::{AppState, openapi, server},
     jobs::JobMetrics,
     metrics::Metrics,
@@ -149,6 +149,7 @@ async fn serve(settings: RawConfig) -> anyhow::Result<()> {
     let budget = config.adapters.budget();
     let loading = tokio::spawn(compose::serve(
         config.model,
+        config.judges,
         registry,
         budget,
         config.server.rewrite_cache_bytes,
@@ -211,7 +212,8 @@ async fn rewrite(args: RewriteArgs) -> anyhow::Result<()> {
     telemetry::init(&LogConfig::try_from(args.log)?);
     let model = ModelConfig::try_from(args.model)?;
     let policy = Policy::try_from(args.policy)?;
-    let service = tokio::task::spawn_blocking(move || compose::build(&model)).await??;
+    let judges = JudgesConfig::try_from(args.judges)?;
+    let service = tokio::task::spawn_blocking(move || compose::build(&model, &judges)).await??;
     let options = args.how.options(&policy, &service)?;
     let input = io::BufReader::new(io::stdin());
     let output = io::stdout().lock();

@@ -155,12 +155,12 @@ const HISTORY: [Column; 7] = [
 const COMPARED: [Column; 9] = [
     ("ADAPTER", "/adapter"),
     ("FROM", "/lineage/parent"),
-    ("EXAMPLES", "/metrics/candidate/examples"),
-    ("TOXIC", "/metrics/candidate/toxicity_rate"),
-    ("SIMILARITY", "/metrics/candidate/similarity"),
-    ("FLUENCY", "/metrics/candidate/fluency"),
-    ("J", "/metrics/candidate/j"),
-    ("COPIED", "/metrics/candidate/copied"),
+    ("EXAMPLES", "/metrics/examples"),
+    ("TOXIC", "/metrics/figures/toxicity_rate/value"),
+    ("SIMILARITY", "/metrics/figures/similarity/value"),
+    ("FLUENCY", "/metrics/figures/fluency/value"),
+    ("J", "/metrics/figures/j/value"),
+    ("COPIED", "/metrics/figures/copied/value"),
     ("CREATED", "/lineage/created_at"),
 ];
 

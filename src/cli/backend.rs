@@ -40,6 +40,7 @@ pub fn worker(config: &Config, backend: &Backend, metrics: JobMetrics) -> anyhow
         config.jobs.clone(),
         config.storage.data_dir.clone(),
         config.model.clone(),
+        config.judges.clone(),
         config.log.clone(),
     )
     .context("jobs can't be run here; leave them to `detoxd worker` with --run-jobs false")?;

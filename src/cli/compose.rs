@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use candle_core::DType;
 
+use super::judges;
 use crate::{
     adapters::{AdapterLease, AdapterVersion, Base, Budget, Loader, Registry, Residents, ShippedAdapter},
-    config::{AdapterSource, Dtype, ModelConfig, Quantize},
+    config::{AdapterSource, Dtype, JudgesConfig, ModelConfig, Quantize},
     engine::{Engine, EngineConfig},
     generate::LocalLlm,
     http::Service,
@@ -24,11 +25,11 @@ use crate::{
         weights::{ModelFiles, Purpose},
     },
     pipeline::{
-        Detoxifier, EngineCanary, LanguageModelRewriter, ModelPerplexity, PerplexityScorer, RememberingRewriter,
-        Rewriter,
+        Detoxifier, EngineCanary, Judges, LanguageModelRewriter, ModelPerplexity, PerplexityScorer,
+        RememberingRewriter, Rewriter,
     },
     prompt::RewritePrompt,
-    scoring::{ScorerError, SimilarityScorer, ToxicityScorer},
+    scoring::ScorerError,
 };
 
 /// Why a service can't be put together. Every message says the next step.
@@ -37,6 +38,19 @@ pub enum ComposeError {
     /// The scorer in the binary can't be read.
     #[error("the toxicity scorer in this binary can't be read: {0}")]
     Scorer(#[from] ScorerError),
+    /// A judge can't be loaded.
+    #[error("cannot load the {judge} model `{model}`: {reason}")]
+    Judge {
+        /// Of what: `toxicity` or `similarity`.
+        judge: &'static str,
+        /// As it was asked for.
+        model: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The system gives no threads.
+    #[error("no threads for the judges: {0}")]
+    Threads(String),
     /// The model can't be loaded.
     #[error("cannot load the model `{model}`: {reason}")]
     Model {
@@ -178,7 +192,9 @@ fn load_model(config: &ModelConfig) -> Result<Model, ComposeError> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
+pub fn build(config: &ModelConfig, judges: &JudgesConfig) -> Result<Service, ComposeError> {
+    // First, because they are what is more often wrong.
+    let judges = judges::load(judges, config.threads)?;
     let Parts {
         engine,
         tokenizer,
@@ -188,7 +204,12 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
     } = load(config)?;
     let perplexity = Arc::new(ModelPerplexity::new(engine.clone(), tokenizer.clone()));
     let rewriter = Arc::new(LanguageModelRewriter::new(engine, tokenizer, prompt, name));
-    Ok(assemble(rewriter, Arc::new(Residents::new(adapter)), perplexity)?)
+    Ok(assemble(
+        rewriter,
+        Arc::new(Residents::new(adapter)),
+        perplexity,
+        judges,
+    ))
 }
 
 /// A whole service on the model that `config` names, with the adapters of a registry: what was deployed last, or what `config` says.
@@ -197,6 +218,7 @@ pub fn build(config: &ModelConfig) -> Result<Service, ComposeError> {
 /// When something that was asked for or deployed can't be had. Nothing else is taken in its place.
 pub async fn serve(
     config: ModelConfig,
+    judges: JudgesConfig,
     registry: Registry,
     budget: Budget,
     rewrite_cache_bytes: u64,
@@ -209,15 +231,16 @@ pub async fn serve(
     let loading = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || {
+            let judges = judges::load(&judges, config.threads)?;
             let model = load_model(&config)?;
             let fingerprint = fingerprint(&model.path).map_err(|error| ComposeError::Model {
                 model: config.model.clone(),
                 reason: error.to_string(),
             })?;
-            Ok((model, fingerprint))
+            Ok((model, fingerprint, judges))
         })
     };
-    let (model, fingerprint) = loading
+    let (model, fingerprint, judges) = loading
         .await
         .map_err(|error| failed(error.to_string()))
         .and_then(|loaded| loaded)?;
@@ -245,7 +268,7 @@ pub async fn serve(
         0 => Arc::new(rewriter),
         bytes => Arc::new(RememberingRewriter::new(rewriter, bytes, metrics.remembering.clone())),
     };
-    Ok(assemble(rewriter, Arc::new(residents), perplexity)?)
+    Ok(assemble(rewriter, Arc::new(residents), perplexity, judges))
 }
 
 /// Quantised where that is faster, unless a number format is asked for by name; on a GPU dense, in bf16 unless another one is asked for.
@@ -340,22 +363,16 @@ pub(super) fn name_of(folder: &Path) -> String {
     }
 }
 
-/// A service around a rewriter, with the scorers of the binary. Tests give it one of their own.
-///
-/// # Errors
-/// When the scorer in the binary can't be read.
+/// A service around a rewriter. Tests give it one of their own.
 pub fn assemble(
     rewriter: Arc<dyn Rewriter>,
     residents: Arc<Residents>,
     perplexity: Arc<dyn PerplexityScorer>,
-) -> Result<Service, ScorerError> {
-    let toxicity = Arc::new(ToxicityScorer::embedded()?);
-    let similarity = Arc::new(SimilarityScorer::new(Arc::clone(&toxicity)));
-    let detoxifier = Arc::new(Detoxifier::new(rewriter, toxicity.clone(), similarity));
-    Ok(Service {
-        detoxifier,
+    judges: Judges,
+) -> Service {
+    Service {
+        detoxifier: Arc::new(Detoxifier::new(rewriter, judges)),
         residents,
-        toxicity,
         perplexity,
-    })
+    }
 }

@@ -1,27 +1,32 @@
-//! `detoxd evaluate`: measures two adapters on the same held-back sentences.
+//! `detoxd evaluate`: measures adapters on the same held-back sentences.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
 use super::compose::{self, ComposeError, Parts};
+use super::judges;
 use crate::adapters::AdapterLease;
-use crate::config::{DRAFT_TOKENS, KV_CACHE_TOKENS, LogSettings, ModelConfig, ModelSettings};
-use crate::evaluate::{Comparison, EvaluateError, Evaluator, How, Metrics, decide};
+use crate::config::{
+    BUILT_IN, ConfigError, DRAFT_TOKENS, JudgeSettings, JudgesConfig, KV_CACHE_TOKENS, LogSettings, ModelConfig,
+    ModelSettings,
+};
+use crate::evaluate::html::html;
+use crate::evaluate::markdown::markdown;
+use crate::evaluate::{Data, EvaluateError, Evaluator, How, Report, Setting, decide};
+use crate::generate::read_sentences;
 use crate::jobs::request::ActivationPolicy;
-use crate::pipeline::{Detoxifier, LanguageModelRewriter, ModelPerplexity};
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
+use crate::pipeline::{Detoxifier, Judges, LanguageModelRewriter, ModelPerplexity};
 use crate::train::TrainError;
 use crate::train::dataset::{self, Example};
 
-/// Compares two adapters of one model on held-back examples: toxicity, meaning, fluency of what they write, and what they do to
-/// neutral text.
+/// Measures adapters of one model on the same held-back examples: toxicity, meaning, closeness to references and fluency of what they
+/// write, how diverse it is, and what they do to neutral text; with intervals.
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
     /// Base model: a name of the catalogue, a GGUF file, a folder in Hugging Face layout, or a hub id (owner/name)
@@ -30,31 +35,59 @@ pub struct EvaluateArgs {
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]
     #[arg(long, env = "DETOXD_CACHE_DIR", value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
-    /// Adapter to measure: a PEFT folder, `name@version` of a shipped one, `auto` (the one shipped for the model), or `none`
-    #[arg(long, value_name = "ADAPTER")]
-    candidate: String,
-    /// Adapter it is compared with; `none` is the bare base model
-    #[arg(long, value_name = "ADAPTER", default_value = "none")]
-    baseline: String,
-    /// Examples that neither was trained on, JSON lines as for `train`
+    /// Adapter to measure, again for others; the first is what they are compared with. A PEFT folder, `name@version` of a shipped one,
+    /// `auto` (the one shipped for the model), or `none` for the bare base model
+    #[arg(long = "adapter", value_name = "ADAPTER", required = true)]
+    adapters: Vec<String>,
+    /// Examples that none was trained on, JSON lines as for `train`
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Most examples to take, from the first
     #[arg(long, value_name = "N")]
     max_examples: Option<usize>,
+    /// Neutral texts, one a line, or JSON lines if the name ends in .jsonl: how many come back changed
+    #[arg(long, value_name = "FILE")]
+    neutral: Option<PathBuf>,
+    /// Most neutral texts to take, from the first
+    #[arg(long, value_name = "N")]
+    max_neutral: Option<usize>,
+    /// A plain text, whose perplexity is measured window by window
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Most tokens of a window of the plain text; a model of fewer positions has shorter ones
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..))]
+    window: u32,
     /// What is measured
     #[arg(long, value_enum, default_value_t = Outputs::Greedy)]
     outputs: Outputs,
-    /// Examples worked on at once
+    /// Candidates drawn of each source to see how diverse they are; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    samples: usize,
+    /// Who judges.
+    #[command(flatten)]
+    judges: JudgeSettings,
+    /// Draws behind each interval
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    resamples: usize,
+    /// Which draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Texts worked on at once
     #[arg(long, value_name = "N", default_value_t = 16)]
     in_flight: usize,
     /// Threads of the model; without it, one for each physical core
     #[arg(long, env = "DETOXD_THREADS", value_name = "N")]
     threads: Option<usize>,
-    /// What is written to standard output: a table for people, or JSON lines for programs, which may also write `stop` to standard
-    /// input
-    #[arg(long, value_enum, default_value_t = Report::Text)]
-    report: Report,
+    /// What is written to standard output: a page for people, or JSON lines for programs (progress, then the report), which may also write
+    /// `stop` to standard input
+    #[arg(long, value_enum, default_value_t = Form::Markdown)]
+    report: Form,
+    /// Writes the report as JSON as well
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes it as one HTML page with plots as well
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// The log.
     #[command(flatten)]
     pub log: LogSettings,
@@ -78,8 +111,8 @@ impl From<Outputs> for How {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Report {
-    Text,
+enum Form {
+    Markdown,
     Json,
 }
 
@@ -100,52 +133,70 @@ struct Failure {
 /// # Errors
 /// With what to change. With `--report json` it has been said on standard output, and the error is only the exit code ([`Ended`]).
 pub async fn run(args: EvaluateArgs) -> anyhow::Result<()> {
-    if args.report == Report::Text {
+    if args.report == Form::Markdown {
         let bar = progress_bar();
-        let report = |done, total| {
+        let progress = |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         };
-        let comparison = compare(&args, report).await.map_err(|failure| failure.error)?;
+        let report = evaluate(&args, progress).await.map_err(|failure| failure.error)?;
         bar.finish_and_clear();
-        print!("{}", table(&comparison));
+        keep(&args, &report)?;
+        print!("{}{}", markdown(&report), verdicts(&report));
         return Ok(());
     }
     let stop = child::listen();
     // A reader that has gone is noticed by the end of standard input.
-    let report = |done, total| drop(child::say(&Done { done, total }));
-    match until(stop, compare(&args, report)).await {
+    let progress = |done, total| drop(child::say(&Done { done, total }));
+    let work = stop.run_until_cancelled_owned(evaluate(&args, progress));
+    match work.await {
         None => Err(Ended(child::EX_TEMPFAIL).into()),
-        Some(Ok(comparison)) => Ok(child::say(&comparison)?),
+        Some(Ok(report)) => {
+            keep(&args, &report)?;
+            Ok(child::say(&report)?)
+        }
         Some(Err(Failure { kind, error })) => Err(child::failed(kind, &error)),
     }
 }
 
-async fn until<T>(stop: CancellationToken, work: impl Future<Output = T>) -> Option<T> {
-    stop.run_until_cancelled_owned(work).await
+/// Writes the files that are asked for.
+fn keep(args: &EvaluateArgs, report: &Report) -> anyhow::Result<()> {
+    let write =
+        |path: &Path, text: String| std::fs::write(path, text).with_context(|| format!("writing {}", path.display()));
+    if let Some(path) = &args.json {
+        write(path, serde_json::to_string_pretty(report)? + "\n")?;
+    }
+    if let Some(path) = &args.html {
+        write(path, html(report))?;
+    }
+    Ok(())
 }
 
-async fn compare(args: &EvaluateArgs, mut report: impl FnMut(usize, usize)) -> Result<Comparison, Failure> {
-    let mut examples = dataset::read(&args.data).map_err(|error| Failure {
-        kind: match error {
-            TrainError::Io { .. } => Kind::Failed,
-            _ => Kind::Invalid,
-        },
-        error: error.into(),
-    })?;
-    examples.truncate(args.max_examples.unwrap_or(usize::MAX));
-    let [candidate, baseline] = [&args.candidate, &args.baseline].map(|adapter| settings(args, adapter));
-    let (candidate, baseline) = (candidate?, baseline?);
-    let loaded = tokio::task::spawn_blocking(move || load(&candidate, &baseline));
-    let Loaded { parts, baseline, note } = loaded.await.map_err(|error| failed(error.into()))??;
-    let all = examples.len();
-    examples.retain(|example| fits(example, &parts));
-    let skipped = (all - examples.len()) as u64;
-    let evaluator = evaluator(args, &parts).map_err(failed)?;
-    let total = examples.len();
-    report(0, total);
-    let comparison = evaluator
-        .compare(&examples, &parts.adapter, &baseline, |done| report(done, total))
+async fn evaluate(args: &EvaluateArgs, mut progress: impl FnMut(usize, usize)) -> Result<Report, Failure> {
+    let mut data = read(args)?;
+    let configs: Vec<ModelConfig> = args
+        .adapters
+        .iter()
+        .map(|adapter| settings(args, adapter))
+        .collect::<Result<_, _>>()?;
+    let judges = JudgesConfig::try_from(args.judges.clone()).map_err(|error| invalid(error.into()))?;
+    let named = judges.clone();
+    let loaded = tokio::task::spawn_blocking(move || load(&configs, &judges));
+    let Loaded {
+        parts,
+        systems,
+        judges,
+        note,
+    } = loaded.await.map_err(|error| failed(error.into()))??;
+    let positions = parts.engine.decoder().config().max_positions;
+    let all = data.examples.len();
+    data.examples.retain(|example| fits(example, &parts));
+    data.neutral.retain(|text| has_room(text, &parts));
+    let evaluator = evaluator(args, &parts, judges);
+    let total = data.pieces(systems.len());
+    progress(0, total);
+    let measured = evaluator
+        .measure(&data, &systems, |done| progress(done, total))
         .await
         .map_err(|error| Failure {
             kind: match error {
@@ -154,11 +205,22 @@ async fn compare(args: &EvaluateArgs, mut report: impl FnMut(usize, usize)) -> R
             },
             error: anyhow::Error::new(error).context(format!("evaluating on {}", args.data.display())),
         })?;
-    Ok(Comparison {
-        skipped,
-        note,
-        ..comparison
-    })
+    let judge = |model: Option<String>| model.unwrap_or_else(|| BUILT_IN.to_owned());
+    let setting = Setting {
+        model: parts.name,
+        outputs: args.outputs.into(),
+        toxicity_model: judge(named.toxicity),
+        similarity_model: judge(named.similarity),
+        skipped: (all - data.examples.len()) as u64,
+        neutral_texts: data.neutral.len() as u64,
+        samples: args.samples as u64,
+        windows: measured.base.windows.len() as u64,
+        window_tokens: evaluator.window.min(positions) as u64,
+        resamples: args.resamples as u64,
+        seed: args.seed,
+    };
+    let names = systems.iter().map(|system| system.version().to_string()).collect();
+    Ok(Report::new(setting, names, &measured, note))
 }
 
 fn failed(error: anyhow::Error) -> Failure {
@@ -175,6 +237,30 @@ fn invalid(error: anyhow::Error) -> Failure {
     }
 }
 
+fn read(args: &EvaluateArgs) -> Result<Data, Failure> {
+    let mut examples = dataset::read(&args.data).map_err(|error| Failure {
+        kind: match error {
+            TrainError::Io { .. } => Kind::Failed,
+            _ => Kind::Invalid,
+        },
+        error: error.into(),
+    })?;
+    examples.truncate(args.max_examples.unwrap_or(usize::MAX));
+    let mut neutral = Vec::new();
+    if let Some(path) = &args.neutral {
+        let sentences = read_sentences(path, None).map_err(|error| failed(error.into()))?;
+        neutral.extend(sentences.into_iter().map(|sentence| sentence.text));
+        neutral.truncate(args.max_neutral.unwrap_or(usize::MAX));
+    }
+    let text = args.text.as_deref().map(std::fs::read_to_string).transpose();
+    let text = text.with_context(|| format!("reading {}", args.text.clone().unwrap_or_default().display()));
+    Ok(Data {
+        examples,
+        neutral,
+        text: text.map_err(failed)?,
+    })
+}
+
 fn settings(args: &EvaluateArgs, adapter: &str) -> Result<ModelConfig, Failure> {
     let settings = ModelSettings {
         cache_dir: args.cache_dir.clone(),
@@ -187,120 +273,102 @@ fn settings(args: &EvaluateArgs, adapter: &str) -> Result<ModelConfig, Failure> 
         draft_tokens: DRAFT_TOKENS,
         kv_cache_tokens: KV_CACHE_TOKENS,
     };
-    settings
-        .try_into()
-        .map_err(|error: crate::config::ConfigError| invalid(error.into()))
+    settings.try_into().map_err(|error: ConfigError| invalid(error.into()))
 }
 
 struct Loaded {
-    /// The adapter in it is the candidate.
     parts: Parts,
-    baseline: AdapterLease,
+    systems: Vec<AdapterLease>,
+    judges: Judges,
     note: Option<String>,
 }
 
-/// One engine for both: their sequences share its batch.
-fn load(candidate: &ModelConfig, baseline: &ModelConfig) -> Result<Loaded, Failure> {
-    let parts = compose::load(candidate).map_err(|error| match error {
+/// One engine for all: their sequences share its batch.
+fn load(configs: &[ModelConfig], judges: &JudgesConfig) -> Result<Loaded, Failure> {
+    let of_adapter = |error: ComposeError| match error {
         ComposeError::Adapter { .. } => invalid(error.into()),
         _ => failed(error.into()),
-    })?;
-    let (baseline, note) = match compose::adapter(baseline, parts.engine.decoder()) {
+    };
+    let (Some((first, others)), Some(last)) = (configs.split_first(), configs.last()) else {
+        return Err(invalid(anyhow::anyhow!("no adapter is named")));
+    };
+    let judges = judges::load(judges, first.threads).map_err(|error| failed(error.into()))?;
+    let parts = compose::load(last).map_err(of_adapter)?;
+    let decoder = parts.engine.decoder();
+    let (first, note) = match compose::adapter(first, decoder) {
         Ok(lease) => (lease, None),
-        // What is active may be of another base; the candidate can be measured all the same.
-        Err(error) => {
+        // What is active may be of another base; the others can be measured all the same.
+        Err(error) if !others.is_empty() => {
             let note = format!("compared with the bare base model instead: {error}");
             tracing::warn!("{note}");
             (AdapterLease::none(), Some(note))
         }
+        Err(error) => return Err(of_adapter(error)),
     };
-    Ok(Loaded { parts, baseline, note })
+    let mut systems = vec![first];
+    for config in others {
+        systems.push(compose::adapter(config, decoder).map_err(of_adapter)?);
+    }
+    Ok(Loaded {
+        parts,
+        systems,
+        judges,
+        note,
+    })
 }
 
 /// Whether an example's source, its rewrite and its references have room in the model's context.
 fn fits(example: &Example, parts: &Parts) -> bool {
     let positions = parts.engine.decoder().config().max_positions;
-    let tokens = |text: &str| {
-        parts
-            .tokenizer
-            .encode(text.trim())
-            .map_or(usize::MAX, |tokens| tokens.len())
-    };
-    let source = tokens(&example.anchor);
-    let rewritten = source.saturating_mul(5) / 2;
-    rewritten.saturating_add(32) <= positions && example.positives.iter().all(|text| tokens(text) <= positions)
+    let has_room_alone = |text: &String| tokens(text, parts) <= positions;
+    has_room(&example.anchor, parts) && example.positives.iter().all(has_room_alone)
 }
 
-fn evaluator(args: &EvaluateArgs, parts: &Parts) -> anyhow::Result<Evaluator> {
-    let toxicity = Arc::new(ToxicityScorer::embedded().context("reading the scorers")?);
-    let similarity = Arc::new(SimilarityScorer::new(toxicity.clone()));
-    let rewriter = LanguageModelRewriter::new(
+/// Whether a text and its rewrite have room.
+fn has_room(text: &str, parts: &Parts) -> bool {
+    let rewritten = tokens(text, parts).saturating_mul(5) / 2;
+    rewritten.saturating_add(32) <= parts.engine.decoder().config().max_positions
+}
+
+fn tokens(text: &str, parts: &Parts) -> usize {
+    let tokens = parts.tokenizer.encode(text.trim());
+    tokens.map_or(usize::MAX, |tokens| tokens.len())
+}
+
+fn evaluator(args: &EvaluateArgs, parts: &Parts, judges: Judges) -> Evaluator {
+    let rewriter = Arc::new(LanguageModelRewriter::new(
         parts.engine.clone(),
         parts.tokenizer.clone(),
         parts.prompt.clone(),
         &*parts.name,
-    );
-    Ok(Evaluator {
-        detoxifier: Arc::new(Detoxifier::new(
-            Arc::new(rewriter),
-            toxicity.clone(),
-            similarity.clone(),
-        )),
+    ));
+    Evaluator {
+        detoxifier: Arc::new(Detoxifier::new(rewriter.clone(), judges)),
+        rewriter,
         perplexity: Arc::new(ModelPerplexity::new(parts.engine.clone(), parts.tokenizer.clone())),
-        toxicity,
-        similarity,
         how: args.outputs.into(),
+        samples: args.samples,
+        window: args.window as usize,
         in_flight: args.in_flight,
-    })
+    }
 }
 
 fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    match ProgressStyle::with_template("{bar:30} {pos}/{len} examples  ETA {eta}") {
+    match ProgressStyle::with_template("{bar:30} {pos}/{len}  ETA {eta}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }
 }
 
-type Figure = (&'static str, fn(&Metrics) -> f64);
-
-/// For people.
-fn table(comparison: &Comparison) -> String {
-    let Comparison {
-        candidate, baseline, ..
-    } = comparison;
-    let mut lines = vec![row("", &candidate.adapter, &baseline.adapter)];
-    let figures: [Figure; 8] = [
-        ("toxicity rate", |metrics| metrics.toxicity_rate),
-        ("toxicity", |metrics| metrics.toxicity),
-        ("similarity", |metrics| metrics.similarity),
-        ("overlap with references", |metrics| metrics.overlap),
-        ("fluency", |metrics| metrics.fluency),
-        ("J", |metrics| metrics.j),
-        ("copied", |metrics| metrics.copied),
-        ("empty", |metrics| metrics.empty),
-    ];
-    let share = |value: f64| format!("{value:.3}");
-    lines.extend(figures.map(|(name, of)| row(name, &share(of(candidate)), &share(of(baseline)))));
-    let perplexity = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-    lines.push(row(
-        "neutral perplexity",
-        &perplexity(candidate.neutral_perplexity),
-        &perplexity(baseline.neutral_perplexity),
-    ));
-    let base = perplexity(candidate.base_perplexity);
-    lines.push(format!("perplexity of the base alone: {base}"));
-    lines.push(format!(
-        "{} examples, {} left out as too long",
-        candidate.examples, comparison.skipped
-    ));
-    lines.extend(comparison.note.clone());
-    let decision = decide(ActivationPolicy::IfBetter, Some(comparison));
-    let verdict = if decision.activate { "would" } else { "would not" };
-    lines.push(format!("if_better {verdict} activate it: {}", decision.reason));
-    lines.join("\n") + "\n"
-}
-
-fn row(name: &str, candidate: &str, baseline: &str) -> String {
-    format!("{name:24} {candidate:>14} {baseline:>14}")
+/// What a training job would make of each of the others.
+fn verdicts(report: &Report) -> String {
+    let comparisons = (1..report.systems.len()).filter_map(|place| report.comparison(place));
+    let verdicts = comparisons.map(|comparison| {
+        let decision = decide(ActivationPolicy::IfBetter, Some(&comparison));
+        let verdict = if decision.activate { "would" } else { "would not" };
+        let adapter = &comparison.candidate.adapter;
+        format!("\n`if_better` {verdict} activate {adapter}: {}\n", decision.reason)
+    });
+    verdicts.collect()
 }

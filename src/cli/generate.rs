@@ -9,15 +9,15 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::compose;
-use crate::config::{LogSettings, ModelSettings};
+use super::{compose, judges};
+use crate::config::{JudgeSettings, JudgesConfig, LogSettings, ModelSettings};
 use crate::engine::Sampling;
 use crate::generate::{
     Criteria, DEFAULT_PROMPTS, Llm, OpenAi, OpenAiSettings, ParaphraseGenerator, Prompts, SetGenerator, SideCounts,
     Summary, read_sentences,
 };
 use crate::outgoing;
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
+use crate::pipeline::Judges;
 use crate::train::dataset;
 
 /// How often a log line says how far it is, where there is no terminal for a bar.
@@ -64,6 +64,8 @@ struct ParaphrasesArgs {
     #[command(flatten)]
     model: ModelSettings,
     #[command(flatten)]
+    judges: JudgeSettings,
+    #[command(flatten)]
     log: LogSettings,
     #[command(flatten)]
     files: FilesArgs,
@@ -108,6 +110,8 @@ struct RewritesArgs {
     /// The model and the adapter that is sampled.
     #[command(flatten)]
     model: ModelSettings,
+    #[command(flatten)]
+    judges: JudgeSettings,
     #[command(flatten)]
     log: LogSettings,
     #[command(flatten)]
@@ -177,7 +181,7 @@ async fn paraphrases(args: ParaphrasesArgs) -> anyhow::Result<()> {
     let (_, anchors) = args.files.portion(&sentences);
     ensure!(!anchors.is_empty(), "there is no sentence in {}", args.data.display());
     let parallel = args.parallel.max(1);
-    let toxicity = Arc::new(ToxicityScorer::embedded()?);
+    let judges = load_judges(args.judges.clone(), args.model.threads).await?;
     let (llm, in_flight, seed): (Arc<dyn Llm>, _, _) = match &args.llm_url {
         Some(url) => {
             let key = std::env::var(&args.llm_key_env).ok().filter(|key| !key.is_empty());
@@ -208,8 +212,8 @@ async fn paraphrases(args: ParaphrasesArgs) -> anyhow::Result<()> {
         prompts,
         in_flight,
         seed,
-        similarity: Arc::new(SimilarityScorer::new(toxicity.clone())),
-        toxicity,
+        toxicity: judges.toxicity,
+        similarity: judges.similarity,
     };
     let mut progress = Progress::new("sentences", anchors.len());
     let summary = Arc::new(generator)
@@ -234,9 +238,9 @@ async fn paraphrases(args: ParaphrasesArgs) -> anyhow::Result<()> {
 async fn rewrites(args: RewritesArgs) -> anyhow::Result<()> {
     let all = dataset::read(&args.data)?;
     let (first, examples) = args.files.portion(&all);
+    let judges = load_judges(args.judges.clone(), args.model.threads).await?;
     let config = args.model.clone().try_into()?;
     let parts = tokio::task::spawn_blocking(move || compose::load(&config)).await??;
-    let toxicity = Arc::new(ToxicityScorer::embedded()?);
     let generator = SetGenerator {
         engine: parts.engine,
         tokenizer: parts.tokenizer,
@@ -250,8 +254,8 @@ async fn rewrites(args: RewritesArgs) -> anyhow::Result<()> {
         },
         in_flight: args.in_flight,
         criteria: Criteria::default(),
-        similarity: Arc::new(SimilarityScorer::new(toxicity.clone())),
-        toxicity,
+        toxicity: judges.toxicity,
+        similarity: judges.similarity,
     };
     let mut progress = Progress::new("sources", examples.len());
     let summary = Arc::new(generator)
@@ -279,6 +283,11 @@ async fn rewrites(args: RewritesArgs) -> anyhow::Result<()> {
         summary.negatives,
     );
     Ok(())
+}
+
+async fn load_judges(settings: JudgeSettings, threads: Option<usize>) -> anyhow::Result<Judges> {
+    let config = JudgesConfig::try_from(settings)?;
+    Ok(tokio::task::spawn_blocking(move || judges::load(&config, threads)).await??)
 }
 
 /// The fields that the prompts' file adds to each request, as JSON.

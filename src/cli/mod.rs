@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod health;
 pub mod jobs;
+pub mod judges;
 pub mod key;
 pub mod model;
 pub mod rewrite;
@@ -27,7 +28,7 @@ use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{ConfigError, RawConfig, file::FileDefaults};
-use crate::model::catalogue::{self, Catalogue, HubId, Network, Progress};
+use crate::model::catalogue::{self, Catalogue, FilesOf, HubId, Network, Progress};
 
 /// Rewrites toxic text into text with the same meaning and none of the toxicity.
 ///
@@ -62,7 +63,7 @@ pub enum Command {
     Rewrite(Box<rewrite::RewriteArgs>),
     /// Train an adapter or a model.
     Train(Box<train::TrainArgs>),
-    /// Compare two adapters on held-back examples.
+    /// Measure adapters on held-back examples, side by side.
     Evaluate(Box<evaluate::EvaluateArgs>),
     /// Ask a running process how it is.
     Health(health::HealthArgs),
@@ -119,6 +120,19 @@ pub fn model_name(model: &str) -> String {
     }
 }
 
+/// The file or folder of a model: a path that exists as it is, else a hub id.
+fn folder_or_hub(model: &str, files: FilesOf) -> anyhow::Result<std::path::PathBuf> {
+    let path = std::path::PathBuf::from(model);
+    if path.exists() {
+        return Ok(path);
+    }
+    let id: HubId = model
+        .parse()
+        .map_err(|_| anyhow::anyhow!("it is neither a file or folder that exists, nor a hub id (owner/name)"))?;
+    catalogue::fetch_from_hub(&id, files, &Network::from_env(), Progress::auto())
+        .context("it is no file or folder here, so it was taken for a model of the hub")
+}
+
 /// The file or folder of a model: a path as it is; a name of the catalogue from the cache, fetched into it when it is not there; else a
 /// hub id, from the hub's cache or the hub.
 ///
@@ -127,17 +141,8 @@ pub fn model_name(model: &str) -> String {
 pub fn model_path(model: &str, cache: Option<&std::path::Path>) -> anyhow::Result<std::path::PathBuf> {
     let catalogue = Catalogue::embedded()?;
     let Some(entry) = catalogue.entry(model) else {
-        let path = std::path::PathBuf::from(model);
-        if path.exists() {
-            return Ok(path);
-        }
-        let id: HubId = model.parse().map_err(|_| {
-            anyhow::anyhow!(
-                "{model} is neither a name that `detoxd model list` shows, nor a file or folder that exists, nor a hub id (owner/name)"
-            )
-        })?;
-        return catalogue::fetch_from_hub(&id, &Network::from_env(), Progress::auto())
-            .with_context(|| format!("{model} is no file or folder here, so it was taken for a model of the hub"));
+        return folder_or_hub(model, FilesOf::Decoder)
+            .with_context(|| format!("{model} is no name that `detoxd model list` shows"));
     };
     let cache = match cache {
         Some(folder) => folder.to_owned(),

@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, task::JoinError};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    config::{ConfigError, LogSettings, ModelSettings, Policy, PolicySettings},
+    config::{ConfigError, JudgeSettings, LogSettings, ModelSettings, Policy, PolicySettings},
     http::{DetoxifyResult, Service},
     pipeline::{Detoxified, Detoxifier, DetoxifyError, Options, RewriteError, Strength},
 };
@@ -23,6 +23,9 @@ pub struct RewriteArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelSettings,
+    /// The judges.
+    #[command(flatten)]
+    pub judges: JudgeSettings,
     /// The policy.
     #[command(flatten)]
     pub policy: PolicySettings,

@@ -1,7 +1,6 @@
 //! `detoxd train`: trains an adapter or a new model from JSON lines.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,14 +11,15 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::child::{self, Ended, Kind};
-use crate::config::LogSettings;
+use super::judges;
+use crate::config::{JudgeSettings, LogSettings};
 use crate::model::lora::{LoraConfig, LoraModel};
 use crate::model::tokenizer::TextTokenizer;
 use crate::model::weights::{FourBit, ModelFiles, Purpose};
 use crate::model::whole::Blueprint;
 use crate::model::{Decoder, ModelError};
+use crate::pipeline::Judges;
 use crate::prompt::{MissingMarker, RewritePrompt};
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
 use crate::train::TrainError;
 use crate::train::dataset::Examples;
 use crate::train::rollout::{PolicyOptimisation, Reward};
@@ -76,6 +76,9 @@ pub struct TrainArgs {
     /// write `stop` to standard input
     #[arg(long, value_enum, default_value_t = Report::Text)]
     report: Report,
+    /// Who says what a rewrite is worth, in `ppo`.
+    #[command(flatten)]
+    judges: JudgeSettings,
     #[command(flatten)]
     hyperparameters: Hyperparameters,
     /// The log.
@@ -196,7 +199,7 @@ fn train(args: &TrainArgs, observer: impl Observer) -> anyhow::Result<Option<Pat
     let goal = match (&objective, prompt) {
         (Some(objective), _) => Goal::Loss(&**objective),
         (None, Some(prompt)) => {
-            scores = RewriteScores::new()?;
+            scores = RewriteScores(judges::load(&args.judges.clone().try_into()?, None)?);
             policy = PolicyOptimisation {
                 settings: settings.policy(),
                 reward: &scores,
@@ -272,24 +275,15 @@ impl Trained {
 
 /// What a text that the model wrote is worth: similarity in meaning times the probability of not being toxic. A copy of a toxic
 /// source is as worthless as a harmless text about something else.
-struct RewriteScores {
-    toxicity: Arc<ToxicityScorer>,
-    similarity: SimilarityScorer,
-}
-
-impl RewriteScores {
-    fn new() -> anyhow::Result<Self> {
-        let toxicity = Arc::new(ToxicityScorer::embedded()?);
-        Ok(Self {
-            similarity: SimilarityScorer::new(toxicity.clone()),
-            toxicity,
-        })
-    }
-}
+struct RewriteScores(Judges);
 
 impl Reward for RewriteScores {
     fn reward(&self, source: &str, rewrite: &str) -> f64 {
-        f64::from(self.similarity.score(source, rewrite)) * (1.0 - f64::from(self.toxicity.score(rewrite)))
+        let Self(judges) = self;
+        let worth =
+            f64::from(judges.similarity.score(source, rewrite)) * (1.0 - f64::from(judges.toxicity.score(rewrite)));
+        // Where a judge can't tell, which is not a number, nothing.
+        worth.max(0.0)
     }
 }
 
@@ -380,5 +374,44 @@ impl Observer for Lines {
         if let Some(checkpoint) = folder.file_name().and_then(|name| name.to_str()) {
             let _ = child::say(&CheckpointLine { checkpoint });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::scoring::{Similarity, Toxicity};
+
+    /// Says the same of every text.
+    struct Always(f32);
+
+    impl Toxicity for Always {
+        fn score(&self, _: &str) -> f32 {
+            self.0
+        }
+
+        fn attributions(&self, _: &str) -> Vec<(Range<usize>, f32)> {
+            Vec::new()
+        }
+    }
+
+    impl Similarity for Always {
+        fn score(&self, _: &str, _: &str) -> f32 {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_judged_is_worth_nothing() {
+        let worth = |toxicity: f32, similarity: f32| {
+            let (toxicity, similarity) = (Arc::new(Always(toxicity)), Arc::new(Always(similarity)));
+            RewriteScores(Judges { toxicity, similarity }).reward("a", "b")
+        };
+        assert_eq!(worth(0.25, 0.5), 0.375);
+        assert_eq!(worth(f32::NAN, 0.5), 0.0);
+        assert_eq!(worth(0.25, f32::NAN), 0.0);
     }
 }

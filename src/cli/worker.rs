@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::Registry;
 use crate::config::{
-    JobSettings, JobsConfig, LogConfig, LogSettings, ModelConfig, ModelSettings, StorageConfig, StorageSettings,
+    JobSettings, JobsConfig, JudgeSettings, JudgesConfig, LogConfig, LogSettings, ModelConfig, ModelSettings,
+    StorageConfig, StorageSettings,
 };
 use crate::datasets::Datasets;
 use crate::db::Database;
@@ -39,6 +40,9 @@ pub struct WorkerArgs {
     /// The model that jobs may name beside those of the catalogue.
     #[command(flatten)]
     model: ModelSettings,
+    /// Who judges what training came to.
+    #[command(flatten)]
+    judges: JudgeSettings,
     /// How jobs are run.
     #[command(flatten)]
     jobs: JobSettings,
@@ -65,6 +69,7 @@ pub async fn run(args: WorkerArgs, stop: CancellationToken) -> anyhow::Result<()
         JobsConfig::try_from(args.jobs)?,
         storage.data_dir,
         ModelConfig::try_from(args.model)?,
+        JudgesConfig::try_from(args.judges)?,
         LogConfig::try_from(args.log)?,
     )?;
     let registry = metrics::of_process()?;
@@ -100,12 +105,14 @@ pub fn build(
     config: JobsConfig,
     data_dir: PathBuf,
     model: ModelConfig,
+    judges: JudgesConfig,
     log: LogConfig,
 ) -> anyhow::Result<Worker> {
     let program = Program {
         path: std::env::current_exe().context("where this program is, to start it for training")?,
         niceness: config.niceness,
         threads: config.threads,
+        judges,
         log,
     };
     Ok(Worker::new(backend, config, data_dir, program, bases(model)))

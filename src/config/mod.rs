@@ -10,6 +10,7 @@ mod adapters;
 mod duration;
 pub mod file;
 mod jobs;
+mod judges;
 mod log;
 mod model;
 mod policy;
@@ -23,12 +24,13 @@ pub use self::{
     access::AuthMode,
     adapters::AdaptersConfig,
     jobs::JobsConfig,
+    judges::JudgesConfig,
     log::{LogConfig, LogFormat},
     model::{AdapterSource, Device, Dtype, ModelConfig, Quantize},
     policy::Policy,
     raw::{
-        AccessSettings, AdapterSettings, DRAFT_TOKENS, JobSettings, KV_CACHE_TOKENS, LogSettings, ModelSettings,
-        PolicySettings, RawConfig, ServerSettings, StorageSettings,
+        AccessSettings, AdapterSettings, BUILT_IN, DRAFT_TOKENS, JobSettings, JudgeSettings, KV_CACHE_TOKENS,
+        LogSettings, ModelSettings, PolicySettings, RawConfig, ServerSettings, StorageSettings,
     },
     server::{Limits, ServerConfig},
     storage::StorageConfig,
@@ -98,6 +100,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// Which model, on what, with which adapter.
     pub model: ModelConfig,
+    /// Who judges texts.
+    pub judges: JudgesConfig,
     /// How texts are treated when a request says nothing else.
     pub policy: Policy,
     /// What is kept, and where.
@@ -119,6 +123,7 @@ impl TryFrom<RawConfig> for Config {
         Ok(Self {
             server: raw.server.try_into()?,
             model: raw.model.try_into()?,
+            judges: raw.judges.try_into()?,
             policy: raw.policy.try_into()?,
             adapters: AdaptersConfig::new(raw.adapters, &raw.storage.data_dir)?,
             storage: raw.storage.try_into()?,

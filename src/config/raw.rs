@@ -12,6 +12,9 @@ pub struct RawConfig {
     /// The model.
     #[command(flatten)]
     pub model: ModelSettings,
+    /// The judges.
+    #[command(flatten)]
+    pub judges: JudgeSettings,
     /// The policy.
     #[command(flatten)]
     pub policy: PolicySettings,
@@ -127,6 +130,26 @@ pub struct ModelSettings {
     #[arg(long, env = "DETOXD_KV_CACHE_TOKENS", value_name = "N", default_value_t = KV_CACHE_TOKENS)]
     pub kv_cache_tokens: usize,
 }
+
+/// Who judges texts.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Judges")]
+pub struct JudgeSettings {
+    /// Who says how toxic a text is: the scorer in the binary, or a sequence classifier (BERT, RoBERTa, XLM-RoBERTa, DistilBERT, DeBERTa-v2/v3): a
+    /// folder in Hugging Face layout or a hub id, `owner/name` or `owner/name@revision`.
+    #[arg(long, env = "DETOXD_TOXICITY_MODEL", value_name = "MODEL", default_value = BUILT_IN)]
+    pub toxicity_model: String,
+    /// Labels of the classifier that mean toxic, with commas between; without it they are known by their names.
+    #[arg(long, env = "DETOXD_TOXICITY_LABEL", value_name = "LABEL")]
+    pub toxicity_label: Option<String>,
+    /// Who says how much of the meaning a rewrite keeps: the scorer in the binary, or a sentence-embedding model (the same architectures,
+    /// as sentence-transformers writes them): a folder or a hub id.
+    #[arg(long, env = "DETOXD_SIMILARITY_MODEL", value_name = "MODEL", default_value = BUILT_IN)]
+    pub similarity_model: String,
+}
+
+/// What the settings call the scorers in the binary.
+pub const BUILT_IN: &str = "built-in";
 
 /// How texts are treated when a request says nothing else.
 #[derive(Debug, Clone, clap::Args)]

@@ -2,9 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Comparison, Metrics};
+use super::figures::Metric;
+use super::report::Comparison;
 use crate::jobs::request::ActivationPolicy;
 
+/// How much lower than the active adapter's J may be, where the difference is within chance.
+pub const J_MARGIN: f64 = 0.02;
 /// How much higher than the active adapter's the share of toxic outputs may be.
 pub const TOXICITY_RATE_MARGIN: f64 = 0.02;
 /// How much lower than the active adapter's the similarity may be.
@@ -24,7 +27,8 @@ pub struct Decision {
 /// Decides by the job's policy.
 ///
 /// `never` and `always` are as they say. `if_better` activates when, on the same held-back sentences,
-/// - J is not lower than the active adapter's,
+/// - J is not lower than the active adapter's, or lower by at most [`J_MARGIN`] and within chance: the 95% interval of the difference, drawn in pairs,
+///   reaches 0,
 /// - the share of toxic outputs is at most [`TOXICITY_RATE_MARGIN`] above the active adapter's,
 /// - the similarity is at most [`SIMILARITY_MARGIN`] below it,
 /// - the perplexity on neutral text is at most [`PERPLEXITY_RATIO`] times it.
@@ -58,7 +62,7 @@ fn if_better(comparison: &Comparison) -> Decision {
     let Comparison {
         candidate, baseline, ..
     } = comparison;
-    let conditions = conditions(candidate, baseline);
+    let conditions = conditions(comparison);
     let failed: Vec<&str> = conditions
         .iter()
         .filter(|condition| !condition.holds)
@@ -85,31 +89,41 @@ fn if_better(comparison: &Comparison) -> Decision {
     }
 }
 
-fn conditions(candidate: &Metrics, baseline: &Metrics) -> Vec<Condition> {
+fn conditions(comparison: &Comparison) -> Vec<Condition> {
+    let Comparison {
+        candidate, baseline, ..
+    } = comparison;
+    // A figure that is missing or not a number holds nothing.
+    let both = |metric| {
+        let value = |system: &super::System| system.value(metric).unwrap_or(f64::NAN);
+        (value(candidate), value(baseline))
+    };
+    let (j, other_j) = both(Metric::J);
+    let within_chance = candidate
+        .differences
+        .get(&Metric::J)
+        .is_some_and(|difference| difference.high >= 0.0);
+    let (rate, other_rate) = both(Metric::ToxicityRate);
     let mut conditions = vec![
         Condition {
-            holds: candidate.j >= baseline.j,
-            text: format!("J {:.3}, at least {:.3}", candidate.j, baseline.j),
+            holds: j >= other_j || (j >= other_j - J_MARGIN && within_chance),
+            text: format!("J {j:.3}, at least {other_j:.3}, or {J_MARGIN} less within chance"),
         },
         Condition {
-            holds: candidate.toxicity_rate <= baseline.toxicity_rate + TOXICITY_RATE_MARGIN,
-            text: format!(
-                "toxicity rate {:.3}, at most {:.3} + {TOXICITY_RATE_MARGIN}",
-                candidate.toxicity_rate, baseline.toxicity_rate
-            ),
+            holds: rate <= other_rate + TOXICITY_RATE_MARGIN,
+            text: format!("toxicity rate {rate:.3}, at most {other_rate:.3} + {TOXICITY_RATE_MARGIN}"),
         },
     ];
     if baseline.is_bare_base() {
         return conditions;
     }
+    let (similarity, other_similarity) = both(Metric::Similarity);
     conditions.push(Condition {
-        holds: candidate.similarity >= baseline.similarity - SIMILARITY_MARGIN,
-        text: format!(
-            "similarity {:.3}, at least {:.3} - {SIMILARITY_MARGIN}",
-            candidate.similarity, baseline.similarity
-        ),
+        holds: similarity >= other_similarity - SIMILARITY_MARGIN,
+        text: format!("similarity {similarity:.3}, at least {other_similarity:.3} - {SIMILARITY_MARGIN}"),
     });
-    conditions.push(match (candidate.neutral_perplexity, baseline.neutral_perplexity) {
+    let perplexity = |system: &super::System| system.value(Metric::NeutralPerplexity);
+    conditions.push(match (perplexity(candidate), perplexity(baseline)) {
         (Some(own), Some(other)) => Condition {
             holds: own <= other * PERPLEXITY_RATIO,
             text: format!("neutral perplexity {own:.2}, at most {other:.2} * {PERPLEXITY_RATIO}"),
@@ -125,35 +139,46 @@ fn conditions(candidate: &Metrics, baseline: &Metrics) -> Vec<Condition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evaluate::{Estimate, Setting, System};
 
-    fn metrics(adapter: &str) -> Metrics {
-        Metrics {
-            adapter: adapter.to_owned(),
-            examples: 64,
-            toxicity_rate: 0.1,
-            toxicity: 0.15,
-            similarity: 0.8,
-            overlap: 0.7,
-            fluency: 0.9,
-            j: 0.5,
-            copied: 0.0,
-            empty: 0.0,
-            neutral_perplexity: Some(20.0),
-            base_perplexity: Some(25.0),
+    fn exactly(value: f64) -> Estimate {
+        Estimate {
+            value,
+            low: value,
+            high: value,
         }
     }
 
-    fn compared(change: impl FnOnce(&mut Metrics)) -> Comparison {
+    fn system(adapter: &str) -> System {
+        let figures = [
+            (Metric::ToxicityRate, 0.1),
+            (Metric::Similarity, 0.8),
+            (Metric::J, 0.5),
+            (Metric::NeutralPerplexity, 20.0),
+        ];
+        System {
+            adapter: adapter.to_owned(),
+            examples: 64,
+            figures: figures.map(|(metric, value)| (metric, exactly(value))).into(),
+            differences: [(Metric::J, exactly(0.0))].into(),
+        }
+    }
+
+    fn set(system: &mut System, metric: Metric, value: f64) {
+        system.figures.insert(metric, exactly(value));
+    }
+
+    fn compared(change: impl FnOnce(&mut System)) -> Comparison {
         against("default@1", change)
     }
 
-    fn against(baseline: &str, change: impl FnOnce(&mut Metrics)) -> Comparison {
-        let mut candidate = metrics("mine@3");
+    fn against(baseline: &str, change: impl FnOnce(&mut System)) -> Comparison {
+        let mut candidate = system("mine@3");
         change(&mut candidate);
         Comparison {
             candidate,
-            baseline: metrics(baseline),
-            skipped: 0,
+            baseline: system(baseline),
+            setting: Setting::default(),
             note: None,
         }
     }
@@ -164,7 +189,8 @@ mod tests {
 
     #[test]
     fn never_and_always_are_not_weighed() {
-        let (better, worse) = (compared(|own| own.j = 0.9), compared(|own| own.j = 0.1));
+        let better = compared(|own| set(own, Metric::J, 0.9));
+        let worse = compared(|own| set(own, Metric::J, 0.1));
         assert!(!decide(ActivationPolicy::Never, Some(&better)).activate);
         assert!(decide(ActivationPolicy::Always, Some(&worse)).activate);
         assert!(decide(ActivationPolicy::Always, None).activate);
@@ -200,48 +226,65 @@ mod tests {
 
     #[test]
     fn each_condition_can_refuse_and_its_margin_can_not() {
-        type Change = fn(&mut Metrics);
-        let cases: [(&str, Change, Change); 4] = [
-            ("J", |own| own.j = 0.4999, |own| own.j = 0.5),
-            (
-                "toxicity rate",
-                |own| own.toxicity_rate = 0.125,
-                |own| own.toxicity_rate = 0.119,
-            ),
-            ("similarity", |own| own.similarity = 0.775, |own| own.similarity = 0.781),
-            (
-                "neutral perplexity",
-                |own| own.neutral_perplexity = Some(22.1),
-                |own| own.neutral_perplexity = Some(21.9),
-            ),
+        let cases = [
+            (Metric::J, "J", 0.479, 0.5),
+            (Metric::ToxicityRate, "toxicity rate", 0.125, 0.119),
+            (Metric::Similarity, "similarity", 0.775, 0.781),
+            (Metric::NeutralPerplexity, "neutral perplexity", 22.1, 21.9),
         ];
-        for (name, beyond, within) in cases {
-            let refused = if_better(&compared(beyond));
+        for (metric, name, beyond, within) in cases {
+            let refused = if_better(&compared(|own| set(own, metric, beyond)));
             assert!(
                 !refused.activate && refused.reason.starts_with(&format!("worse ({name} ")),
                 "{refused:?}"
             );
-            assert!(if_better(&compared(within)).activate, "{name}");
+            assert!(if_better(&compared(|own| set(own, metric, within))).activate, "{name}");
         }
     }
 
     #[test]
+    fn a_lower_j_is_forgiven_where_it_is_small_and_may_be_chance() {
+        let lower = |by: f64, high: f64| {
+            let difference = Estimate {
+                value: -by,
+                low: -2.0 * by,
+                high,
+            };
+            if_better(&compared(|own| {
+                set(own, Metric::J, 0.5 - by);
+                own.differences.insert(Metric::J, difference);
+            }))
+            .activate
+        };
+        assert!(lower(0.01, 0.001));
+        assert!(!lower(0.01, -0.001), "small, and certain");
+        assert!(!lower(0.03, 0.02), "may be chance, and is no trifle");
+    }
+
+    fn without(metric: Metric) -> Comparison {
+        compared(|own| {
+            own.figures.remove(&metric);
+        })
+    }
+
+    #[test]
     fn a_figure_that_is_not_a_number_refuses() {
-        assert!(!if_better(&compared(|own| own.j = f64::NAN)).activate);
-        assert!(!if_better(&compared(|own| own.similarity = f64::NAN)).activate);
+        assert!(!if_better(&compared(|own| set(own, Metric::J, f64::NAN))).activate);
+        assert!(!if_better(&compared(|own| set(own, Metric::Similarity, f64::NAN))).activate);
+        assert!(!if_better(&without(Metric::ToxicityRate)).activate);
     }
 
     #[test]
     fn a_perplexity_that_was_not_measured_is_not_held_against_it() {
-        let decision = if_better(&compared(|own| own.neutral_perplexity = None));
+        let decision = if_better(&without(Metric::NeutralPerplexity));
         assert!(decision.activate && decision.reason.contains("not measured"));
     }
 
     #[test]
     fn against_the_bare_base_only_j_and_toxicity_count() {
-        let lower = |own: &mut Metrics| {
-            own.similarity = 0.6;
-            own.neutral_perplexity = Some(90.0);
+        let lower = |own: &mut System| {
+            set(own, Metric::Similarity, 0.6);
+            set(own, Metric::NeutralPerplexity, 90.0);
         };
         assert!(!if_better(&compared(lower)).activate);
         let mut comparison = against("none@0", lower);
@@ -251,7 +294,7 @@ mod tests {
             decision.activate && decision.reason.contains("another base"),
             "{decision:?}"
         );
-        assert!(!if_better(&against("none@0", |own| own.j = 0.4)).activate);
-        assert!(!if_better(&against("none@0", |own| own.toxicity_rate = 0.2)).activate);
+        assert!(!if_better(&against("none@0", |own| set(own, Metric::J, 0.4))).activate);
+        assert!(!if_better(&against("none@0", |own| set(own, Metric::ToxicityRate, 0.2))).activate);
     }
 }

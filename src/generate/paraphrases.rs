@@ -13,7 +13,7 @@ use super::prompts::{Prompts, Side};
 use super::rouge::{rouge_l, words};
 use super::sets::GenerateError;
 use super::sort::RewriteSet;
-use crate::pipeline::{Similarity, Toxicity};
+use crate::scoring::{Similarity, Toxicity};
 
 /// Makes a set of each sentence.
 pub struct ParaphraseGenerator {
@@ -141,7 +141,7 @@ impl ParaphraseGenerator {
     }
 
     async fn set(&self, anchor: &Anchor) -> Result<Outcome, LlmError> {
-        if self.toxicity.score(&anchor.text) > self.prompts.anchors.max_toxicity {
+        if !(..=self.prompts.anchors.max_toxicity).contains(&self.toxicity.score(&anchor.text)) {
             return Ok(Outcome {
                 toxic_anchor: true,
                 ..Outcome::default()
@@ -233,7 +233,7 @@ fn choose(
                 counts.duplicates += 1;
             } else if !(side.min_toxicity..=side.max_toxicity).contains(&toxicity.score(&text)) {
                 counts.toxicity += 1;
-            } else if similarity.score(anchor, &text) < side.min_similarity {
+            } else if !(side.min_similarity..).contains(&similarity.score(anchor, &text)) {
                 counts.meaning += 1;
             } else {
                 kept.push((rouge_l(anchor, &text), text));

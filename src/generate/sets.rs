@@ -9,8 +9,8 @@ use super::sort::{Criteria, sort};
 use crate::engine::{Engine, EngineError, Generation, Sampling};
 use crate::model::lora::LoraModel;
 use crate::model::tokenizer::{TextTokenizer, TokenizerError};
-use crate::pipeline::{Similarity, Toxicity};
 use crate::prompt::RewritePrompt;
+use crate::scoring::{Similarity, Toxicity};
 use crate::train::dataset::Example;
 
 /// Why sets could not be made.

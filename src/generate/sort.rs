@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use similar::{Algorithm, DiffTag, capture_diff_slices};
 use unicode_segmentation::UnicodeSegmentation;
 
-use crate::pipeline::{Similarity, Toxicity};
+use crate::scoring::{Similarity, Toxicity};
 
 /// An anchor with its positives and negatives, one line of a dataset.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -30,7 +30,7 @@ pub struct DetoxifyRequest {
     /// Several texts; the answer is `results`, in the same order.
     #[schema(min_items = 1, max_items = 64)]
     texts: Option<Vec<String>>,
-    /// A sentence is acted on when its toxicity is above this.
+    /// A sentence is acted on when its toxicity, by the built-in scorer or the service's `toxicity_model`, is above this.
     #[schema(minimum = 0, maximum = 1)]
     threshold: Option<f32>,
     /// What is done when a sentence is toxic.

@@ -20,7 +20,7 @@ pub struct DetoxifyResult {
     pub changed: bool,
     /// The highest toxicity of any sentence.
     pub toxicity: Toxicity,
-    /// Similarity in meaning of input and output, 0 to 1.
+    /// Similarity in meaning of input and output, 0 to 1, by the built-in scorer or the service's `similarity_model`.
     pub similarity: f32,
     /// The sentences, in order; together they are the whole input.
     pub segments: Vec<Segment>,

@@ -30,7 +30,7 @@ pub struct ScoreRequest {
 /// How toxic a text is, and how likely the model finds it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ScoreResponse {
-    /// Probability that the text is toxic.
+    /// Probability that the text is toxic, by the built-in scorer or the service's `toxicity_model`.
     #[schema(minimum = 0, maximum = 1)]
     toxicity: f32,
     /// Perplexity of the text.
@@ -76,14 +76,15 @@ pub async fn score(
     let wanted = wanted.map_err(|error| Problem::invalid(vec![FieldError::new("adapter", error)]))?;
     let _permit = state.admission.admit()?;
     let service = state.service()?;
-    let (adapter, perplexity) = until(deadline, async {
+    let (adapter, perplexity, toxicity) = until(deadline, async {
         let adapter = service.residents.lease(wanted.as_ref()).await?;
         let perplexity = service.perplexity.perplexity(&request.text, &adapter).await?;
-        Ok((adapter, perplexity))
+        let toxicity = service.detoxifier.judges().toxicity_of(&request.text).await?;
+        Ok((adapter, perplexity, toxicity))
     })
     .await?;
     Ok(Json(ScoreResponse {
-        toxicity: service.toxicity.score(&request.text),
+        toxicity,
         perplexity: Perplexity {
             base: Some(perplexity.base).filter(|value| value.is_finite()),
             adapter: Some(perplexity.adapter).filter(|value| value.is_finite()),

@@ -20,7 +20,6 @@ use crate::{
     jobs::Queue,
     metrics::Metrics,
     pipeline::{Detoxifier, PerplexityScorer, Shadow},
-    scoring::ToxicityScorer,
     store::Store,
 };
 
@@ -31,8 +30,6 @@ pub struct Service {
     pub detoxifier: Arc<Detoxifier>,
     /// The adapters in memory, to lease.
     pub residents: Arc<Residents>,
-    /// Scores toxicity.
-    pub toxicity: Arc<ToxicityScorer>,
     /// Scores perplexity.
     pub perplexity: Arc<dyn PerplexityScorer>,
 }

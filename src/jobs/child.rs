@@ -13,8 +13,8 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use super::claims::Healing;
 use super::job::{JobError, Progress};
-use crate::config::{LogConfig, LogFormat};
-use crate::evaluate::Comparison;
+use crate::config::{JudgesConfig, LogConfig, LogFormat};
+use crate::evaluate::Report;
 
 /// What a worker runs.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub struct Program {
     pub niceness: u8,
     /// Threads; `None` is one for each processor.
     pub threads: Option<usize>,
+    /// Who judges what the child evaluates.
+    pub judges: JudgesConfig,
     /// What the child logs, to the standard error that it shares with its worker.
     pub log: LogConfig,
 }
@@ -53,7 +55,7 @@ pub enum Line {
         total: u64,
     },
     /// The result of an evaluation.
-    Comparison(Box<Comparison>),
+    Report(Box<Report>),
 }
 
 /// A step of the optimizer.
@@ -141,6 +143,7 @@ impl Program {
             command.env("RAYON_NUM_THREADS", threads.to_string());
             command.env("DETOXD_THREADS", threads.to_string());
         }
+        command.envs(self.judges.environment());
         command.env("DETOXD_LOG", &self.log.filter);
         command.env(
             "DETOXD_LOG_FORMAT",
@@ -261,7 +264,11 @@ mod tests {
     async fn what_a_child_says_and_how_it_ends() {
         let log = LogConfig::default();
         for (niceness, script, expected) in [
-            (0, "exit 0", Ending::Done),
+            (
+                0,
+                r#"test "$DETOXD_TOXICITY_MODEL $DETOXD_SIMILARITY_MODEL" = "owner/judge built-in""#,
+                Ending::Done,
+            ),
             (
                 19,
                 r#"test $(nice) -ge 10 && read line && test $line = stop && exit 75"#,
@@ -283,6 +290,10 @@ mod tests {
                 path: "sh".into(),
                 niceness,
                 threads: Some(1),
+                judges: JudgesConfig {
+                    toxicity: Some("owner/judge".to_owned()),
+                    ..JudgesConfig::default()
+                },
                 log: log.clone(),
             };
             let mut child = program.spawn(["-c", script].map(OsString::from).to_vec()).unwrap();
@@ -306,6 +317,7 @@ mod tests {
             path: "sleep".into(),
             niceness: 5,
             threads: None,
+            judges: JudgesConfig::default(),
             log: LogConfig::default(),
         };
         let mut child = program.spawn(vec!["60".into()]).unwrap();

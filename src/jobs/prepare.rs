@@ -126,9 +126,11 @@ pub(super) fn evaluation(attempt: &Attempt<'_>, prepared: &Prepared, baseline: &
     let mut arguments: Vec<OsString> = vec!["evaluate".into(), "--report".into(), "json".into()];
     let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
     add("--model", prepared.base.clone().into());
-    add("--candidate", Prepared::adapter(&attempt.folder).into());
+    // The first is what the second is compared with.
     let folder = baseline.folder.clone();
-    add("--baseline", folder.map_or_else(|| "none".into(), OsString::from));
+    add("--adapter", folder.map_or_else(|| "none".into(), OsString::from));
+    add("--adapter", Prepared::adapter(&attempt.folder).into());
+    add("--samples", "0".into());
     add("--data", prepared.held_back.clone().into());
     arguments
 }

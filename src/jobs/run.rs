@@ -230,12 +230,12 @@ impl Attempt<'_> {
         }
         let baseline = self.unless_interrupted(finish::baseline(self, prepared)).await?;
         let mut child = self.spawn(prepare::evaluation(self, prepared, &baseline))?;
-        let (mut said, mut comparison) = (None, None);
+        let (mut said, mut report) = (None, None);
         let status = loop {
             // Left half-way it is begun again by the next worker: it takes seconds, and training is not made again.
             let next = async { child.next().await.map_err(io) };
             match self.unless_interrupted(next).await {
-                Ok(Event::Said(Line::Comparison(result))) => comparison = Some(*result),
+                Ok(Event::Said(Line::Report(result))) => report = Some(*result),
                 Ok(Event::Said(Line::Error { error })) => said = Some(error),
                 Ok(Event::Said(_)) => {}
                 Ok(Event::Ended(status)) => break status,
@@ -246,6 +246,8 @@ impl Attempt<'_> {
             }
         };
         let of_evaluation = |message: String, healing| Err(Interrupted::failed("evaluation", message, healing));
+        // The active version is measured first, the new one second.
+        let comparison = report.and_then(|report| report.comparison(1));
         match (child::ending(status, said), comparison) {
             (Ending::Done, Some(comparison)) => Ok(Some(baseline.evaluated(comparison, &self.claim.job.request.name))),
             (Ending::Failed(error, healing), _) => of_evaluation(error.message, healing),

@@ -1,24 +1,23 @@
 //! A text's whole way: see the story in [`super`].
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::assemble::{Assembled, Assembler, SegmentObserver, Verdict};
+use super::assemble::{Assembled, Assembler, SegmentObserver};
+use super::decide::{Rule, Task, annotated, blocked};
 use super::join::try_join_bounded;
+use super::judges::Judges;
 use super::legible::legible;
-use super::mask::mask;
-use super::options::{Action, Fallback, MAX_CANDIDATES, Options, OtherLanguages};
-use super::outcome::{Detoxified, DetoxifyError, SegmentAction, Usage};
+use super::options::{Action, MAX_CANDIDATES, Options};
+use super::outcome::{Detoxified, DetoxifyError, Usage};
 use super::protect::{self, Span};
 use super::rejection::Rejection;
 use super::rewriter::{RewriteError, RewriteRequest, Rewriter, Rewrites};
-use super::scorers::{OfProse, Similarity, Toxicity, similarity_of, toxicity_of};
+use super::scorers::{Unseen, similarities_of, toxicities_of};
 use super::segment::{self, Sentence};
-use super::tidy::tidy;
-use super::unfit::{self, Unfit};
-use super::verify::{Source, Verifier, Weights};
+use super::unfit;
+use super::verify::Weights;
 use crate::engine::Activity;
 
 /// Sentences of one text that are with the rewriter at the same time.
@@ -29,20 +28,8 @@ const SCORED_AT_ONCE: usize = 64;
 /// Rewrites texts. Cheap to share, has no state of its own.
 pub struct Detoxifier {
     rewriter: Arc<dyn Rewriter>,
-    toxicity: Arc<dyn Toxicity>,
-    similarity: Arc<dyn Similarity>,
+    judges: Judges,
     weights: Weights,
-}
-
-/// A distinct toxic sentence on its way to the rewriter.
-struct Task<'t> {
-    /// Which sentence it is.
-    at: usize,
-    body: &'t str,
-    core: Range<usize>,
-    /// Relative to the body.
-    spans: Vec<Span>,
-    toxicity: f32,
 }
 
 /// What the rewriting of all sentences took.
@@ -65,11 +52,10 @@ impl Spent {
 
 impl Detoxifier {
     /// With the default weights.
-    pub fn new(rewriter: Arc<dyn Rewriter>, toxicity: Arc<dyn Toxicity>, similarity: Arc<dyn Similarity>) -> Self {
+    pub fn new(rewriter: Arc<dyn Rewriter>, judges: Judges) -> Self {
         Self {
             rewriter,
-            toxicity,
-            similarity,
+            judges,
             weights: Weights::default(),
         }
     }
@@ -79,6 +65,11 @@ impl Detoxifier {
     pub fn with_weights(mut self, weights: Weights) -> Self {
         self.weights = weights;
         self
+    }
+
+    /// Who judges for it.
+    pub fn judges(&self) -> &Judges {
+        &self.judges
     }
 
     /// What the engine behind the rewriter is doing; none without an engine.
@@ -121,31 +112,24 @@ impl Detoxifier {
             })
             .collect();
         if !options.always {
-            let policy = options.other_languages;
-            unfit::sort_out(text, &mut sentences, &mut toxic, policy, self.toxicity.as_ref());
+            unfit::sort_out(text, &mut sentences, &mut toxic, options.other_languages, &self.judges).await?;
         }
         if options.action == Action::Block && !toxic.is_empty() {
             let withheld = Assembled::withheld(text, &sentences, &scores);
             withheld.segments.iter().for_each(observer);
-            return Ok(self.finish(text, withheld, options, Spent::default()));
+            return Ok(self.finish(text, withheld, options, Spent::default()).await?);
         }
         let mut assembler = Assembler::new(text, &sentences, &scores, &toxic, observer);
         let mut spent = Spent::default();
         match options.action {
             Action::Rewrite => {
-                let withheld = |at: &usize| {
-                    options.other_languages == OtherLanguages::Block && sentences[*at].unfit == Some(Unfit::Language)
-                };
-                toxic
-                    .iter()
-                    .copied()
-                    .filter(withheld)
-                    .for_each(|at| assembler.settle(at, blocked()));
-                let tasks: Vec<Task<'_>> = toxic
-                    .iter()
-                    .filter(|at| !withheld(at))
-                    .map(|&at| Task::new(text, at, &sentences[at], &spans, scores[at]))
-                    .collect();
+                let mut tasks = Vec::new();
+                for at in toxic {
+                    match options.other_languages.withholds(&sentences[at]) {
+                        true => assembler.settle(at, blocked()),
+                        false => tasks.push(Task::new(text, at, &sentences[at], &spans, scores[at])),
+                    }
+                }
                 (assembler, spent) = self.rewrite(tasks, options, assembler).await?;
             }
             Action::Annotate | Action::Block => {
@@ -155,7 +139,7 @@ impl Detoxifier {
                 }
             }
         }
-        Ok(self.finish(text, assembler.finish(), options, spent))
+        Ok(self.finish(text, assembler.finish(), options, spent).await?)
     }
 
     /// The toxicity of each sentence; code and other markup has none.
@@ -166,47 +150,62 @@ impl Detoxifier {
         spans: &[Span],
         options: &Options,
     ) -> Result<Vec<f32>, RewriteError> {
-        let mut known: HashMap<&str, f32> = HashMap::new();
-        let mut scores = Vec::with_capacity(sentences.len());
+        // What is seen of each sentence, equal ones once.
+        let mut places: HashMap<&str, Option<usize>> = HashMap::new();
+        let mut seen: Vec<String> = Vec::new();
+        let mut places_of = Vec::with_capacity(sentences.len());
         for sentence in sentences {
             let body = &text[sentence.body.clone()];
             let has_language = sentence.protected.is_none_or(|kind| kind.is_language());
             if body.is_empty() || !has_language {
-                scores.push(0.0);
+                places_of.push(None);
                 continue;
             }
-            if known.len().is_multiple_of(SCORED_AT_ONCE) {
-                check_deadline(options)?;
-                tokio::task::yield_now().await;
-            }
-            let score = *known.entry(body).or_insert_with(|| {
+            let place = *places.entry(body).or_insert_with(|| {
                 let spans = match sentence.protected {
                     Some(_) => Vec::new(),
                     None => protect::within(spans, &sentence.body),
                 };
-                toxicity_of(&OfProse::new(self.toxicity.as_ref(), body, &spans), body)
+                let prose = Unseen::of(body, &spans).seen(body)?.into_owned();
+                seen.push(prose);
+                Some(seen.len() - 1)
             });
-            scores.push(score);
+            places_of.push(place);
         }
-        Ok(scores)
+        let mut scores = Vec::with_capacity(seen.len());
+        let mut seen = seen.into_iter();
+        while seen.len() > 0 {
+            check_deadline(options)?;
+            tokio::task::yield_now().await;
+            let texts: Vec<String> = seen.by_ref().take(SCORED_AT_ONCE).collect();
+            let judged = self.judges.judge(move |judges| {
+                let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+                toxicities_of(judges.toxicity.as_ref(), &texts)
+            });
+            scores.extend(judged.await?);
+        }
+        Ok(places_of
+            .into_iter()
+            .map(|place| place.map_or(0.0, |place| scores[place]))
+            .collect())
     }
 
     /// Settles each task as soon as its answer is there; equal tasks are worked on once.
     async fn rewrite<'t>(
         &self,
-        tasks: Vec<Task<'t>>,
+        tasks: Vec<Task>,
         options: &Options,
         assembler: Assembler<'t>,
     ) -> Result<(Assembler<'t>, Spent), RewriteError> {
-        let mut places: HashMap<(&str, usize, usize), usize> = HashMap::new();
-        let mut distinct: Vec<(Task<'_>, Vec<usize>)> = Vec::new();
+        let mut places: HashMap<(Arc<str>, usize, usize), usize> = HashMap::new();
+        let mut distinct: Vec<(Arc<Task>, Vec<usize>)> = Vec::new();
         for task in tasks {
             let place = *places
-                .entry((task.body, task.core.start, task.core.end))
+                .entry((Arc::clone(&task.body), task.core.start, task.core.end))
                 .or_insert(distinct.len());
             match distinct.get_mut(place) {
                 Some((_, sentences)) => sentences.push(task.at),
-                None => distinct.push((task, Vec::new())),
+                None => distinct.push((Arc::new(task), Vec::new())),
             }
         }
         let shared = Mutex::new((assembler, Spent::default()));
@@ -222,7 +221,7 @@ impl Detoxifier {
     /// Asks for one task, decides, and hands the verdict to all sentences that are equal.
     async fn settle(
         &self,
-        task: &Task<'_>,
+        task: &Arc<Task>,
         others: &[usize],
         options: &Options,
         shared: &Mutex<(Assembler<'_>, Spent)>,
@@ -230,10 +229,16 @@ impl Detoxifier {
         let rewrites = self.ask(task, options).await?;
         check_deadline(options)?;
         // One future polls all: the lock is free.
-        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+        lock().1.add(&rewrites);
+        let (task_of_judge, rule) = (Arc::clone(task), Rule::new(options, self.weights));
+        let decided = self
+            .judges
+            .judge(move |judges| task_of_judge.decide(&rewrites, &rule, judges));
+        let (verdict, mut rejections) = decided.await?;
+        let mut shared = lock();
         let (assembler, spent) = &mut *shared;
-        spent.add(&rewrites);
-        let verdict = self.decide(task, &rewrites, options, &mut spent.rejections);
+        spent.rejections.append(&mut rejections);
         for &at in others {
             assembler.settle(at, verdict.clone());
         }
@@ -241,7 +246,7 @@ impl Detoxifier {
         Ok(())
     }
 
-    async fn ask(&self, task: &Task<'_>, options: &Options) -> Result<Rewrites, RewriteError> {
+    async fn ask(&self, task: &Task, options: &Options) -> Result<Rewrites, RewriteError> {
         if task.core.is_empty() {
             return Ok(Rewrites::default());
         }
@@ -263,78 +268,26 @@ impl Detoxifier {
         self.rewriter.rewrite(request).await
     }
 
-    fn decide(
+    async fn finish(
         &self,
-        task: &Task<'_>,
-        rewrites: &Rewrites,
+        text: &str,
+        assembled: Assembled,
         options: &Options,
-        rejections: &mut Vec<Rejection>,
-    ) -> Verdict {
-        let prose = task.prose(self.toxicity.as_ref());
-        let body_with = |core: &str| [task.before(), core, task.after()].concat();
-        if !options.verify {
-            if let Some(first) = rewrites.candidates.first() {
-                let body = body_with(&tidy(task.core(), &first.text));
-                let toxicity = toxicity_of(&prose, &body);
-                return Verdict {
-                    action: SegmentAction::Rewritten,
-                    body,
-                    toxicity,
-                };
-            }
-            return self.fall_back(task, options);
-        }
-        let verifier = Verifier {
-            toxicity: &prose,
-            similarity: self.similarity.as_ref(),
-            threshold: options.threshold,
-            weights: &self.weights,
-        };
-        let core_spans = protect::within(&task.spans, &task.core);
-        let source = Source {
-            before: task.before(),
-            core: task.core(),
-            after: task.after(),
-            spans: &core_spans,
-        };
-        let mut ranking = verifier.rank(&source, &rewrites.candidates);
-        rejections.append(&mut ranking.rejected);
-        match ranking.accepted.into_iter().next() {
-            Some(best) => Verdict {
-                action: SegmentAction::Rewritten,
-                body: body_with(&best.text),
-                toxicity: best.toxicity,
-            },
-            None => self.fall_back(task, options),
-        }
-    }
-
-    fn fall_back(&self, task: &Task<'_>, options: &Options) -> Verdict {
-        match options.fallback {
-            Fallback::Annotate => annotated(task.body.to_owned(), task.toxicity),
-            Fallback::Block => blocked(),
-            Fallback::Mask => mask(
-                task.body,
-                &task.spans,
-                &task.prose(self.toxicity.as_ref()),
-                options.threshold,
-            )
-            .map_or_else(blocked, |masked| Verdict {
-                action: SegmentAction::Masked,
-                body: masked.text,
-                toxicity: masked.toxicity,
-            }),
-        }
-    }
-
-    fn finish(&self, text: &str, assembled: Assembled, options: &Options, spent: Spent) -> Detoxified {
+        spent: Spent,
+    ) -> Result<Detoxified, RewriteError> {
         let changed = assembled.text != text;
         let similarity = match (changed, assembled.text.is_empty()) {
             (false, _) => 1.0,
             (true, true) => 0.0,
-            _ => similarity_of(self.similarity.as_ref(), text, &assembled.text),
+            _ => {
+                let (before, after) = (text.to_owned(), assembled.text.clone());
+                let judged = self
+                    .judges
+                    .judge(move |judges| similarities_of(judges.similarity.as_ref(), &before, &[&after]));
+                judged.await?.first().copied().unwrap_or(0.0)
+            }
         };
-        Detoxified {
+        Ok(Detoxified {
             changed,
             toxicity: assembled.toxicity(),
             similarity,
@@ -347,52 +300,7 @@ impl Detoxifier {
             queue: spent.queue,
             inference: spent.inference,
             rejections: spent.rejections,
-        }
-    }
-}
-
-impl<'t> Task<'t> {
-    fn new(text: &'t str, at: usize, sentence: &Sentence, spans: &[Span], toxicity: f32) -> Self {
-        let start = sentence.body.start;
-        Self {
-            at,
-            body: &text[sentence.body.clone()],
-            core: sentence.core.start - start..sentence.core.end - start,
-            spans: protect::within(spans, &sentence.body),
-            toxicity,
-        }
-    }
-
-    fn prose<'s>(&'s self, toxicity: &'s dyn Toxicity) -> OfProse<'s> {
-        OfProse::new(toxicity, self.body, &self.spans)
-    }
-
-    fn before(&self) -> &'t str {
-        &self.body[..self.core.start]
-    }
-
-    fn core(&self) -> &'t str {
-        &self.body[self.core.clone()]
-    }
-
-    fn after(&self) -> &'t str {
-        &self.body[self.core.end..]
-    }
-}
-
-fn blocked() -> Verdict {
-    Verdict {
-        action: SegmentAction::Blocked,
-        body: String::new(),
-        toxicity: 0.0,
-    }
-}
-
-fn annotated(body: String, toxicity: f32) -> Verdict {
-    Verdict {
-        action: SegmentAction::Annotated,
-        body,
-        toxicity,
+        })
     }
 }
 

@@ -8,7 +8,7 @@
 //!    text without a toxic sentence never reaches the model.
 //!    Of the others [`unfit`] finds those that no model can save: in another language, or nothing but an insult.
 //! 4. The others go to the [`rewriter`], side by side, equal ones once, if the request's [`turn`] comes soon enough.
-//! 5. [`verify`] takes the candidates: [`tidy`] undoes the model's style, [`restore`] puts lost
+//! 5. `decide` takes the answer. [`verify`] ranks the candidates: [`tidy`] undoes the model's style, [`restore`] puts lost
 //!    names and addresses back, [`checks`] finds faults; the best that passes is taken.
 //! 6. If none passes, the caller's fallback: [`mask`] the worst words, withhold the sentence, or
 //!    leave it and say so.
@@ -19,8 +19,8 @@
 //! Any error fails the whole text: there is no half-rewritten one.
 //!
 //! What deliberately does not live here: HTTP and its limits (the longest text, the timeout),
-//! token ids, batching and what is held of sequences (the engine's), and any judgement of toxicity or meaning (the
-//! scorers', behind the traits of [`scorers`]).
+//! token ids, batching and what is held of sequences (the engine's), and any judgement of toxicity or meaning
+//! (`scoring`'s, behind its traits; [`judges`] asks them where nobody has to wait for it).
 //!
 //! Not handled: a text whose sentences are all fine and which is toxic as a whole; a sentence
 //! wrapped over several lines, which is judged line by line; toxic code, names, tags or quotes.
@@ -32,9 +32,11 @@ pub mod canary;
 pub mod checks;
 mod clause;
 mod code;
+mod decide;
 pub mod detoxify;
 pub mod edits;
 mod join;
+pub mod judges;
 mod language;
 mod legible;
 pub mod mask;
@@ -47,7 +49,7 @@ pub mod remembering;
 pub mod restore;
 pub mod rewriter;
 pub mod rewriter_lm;
-pub mod scorers;
+mod scorers;
 pub mod segment;
 pub mod shadow;
 mod split;
@@ -68,14 +70,14 @@ pub use assemble::SegmentObserver;
 pub use canary::EngineCanary;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
+pub use judges::Judges;
 pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OtherLanguages, OutOfRange, Strength, Threshold};
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
-pub use perplexity::{ModelPerplexity, Perplexity, PerplexityScorer};
+pub use perplexity::{Likelihood, ModelPerplexity, Perplexity, PerplexityScorer};
 pub use rejection::Rejection;
 pub use remembering::{RememberingMetrics, RememberingRewriter};
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 pub use rewriter_lm::LanguageModelRewriter;
-pub use scorers::{Similarity, Toxicity};
 pub use shadow::{Shadow, ShadowCopy, ShadowMetrics, ShadowStatistics, Sums};
 pub use turn::Turn;
 pub use unfit::Unfit;

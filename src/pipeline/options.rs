@@ -6,7 +6,9 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::segment::Sentence;
 use super::turn::Turn;
+use super::unfit::Unfit;
 use crate::adapters::AdapterLease;
 
 /// A number outside of its range.
@@ -142,6 +144,13 @@ pub enum OtherLanguages {
     Keep,
     /// They are withheld, toxic or not.
     Block,
+}
+
+impl OtherLanguages {
+    /// Whether `sentence` is not given back.
+    pub(super) fn withholds(self, sentence: &Sentence) -> bool {
+        self == Self::Block && sentence.unfit == Some(Unfit::Language)
+    }
 }
 
 /// How the text is marked up.

@@ -8,11 +8,8 @@ use super::checks::loses_negation;
 use super::testing::FakeRewriter;
 use super::*;
 use crate::adapters::AdapterLease;
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
 
-static TOXICITY: LazyLock<Arc<ToxicityScorer>> = LazyLock::new(|| Arc::new(ToxicityScorer::embedded().unwrap()));
-static SIMILARITY: LazyLock<Arc<SimilarityScorer>> =
-    LazyLock::new(|| Arc::new(SimilarityScorer::new(TOXICITY.clone())));
+static JUDGES: LazyLock<Judges> = LazyLock::new(|| Judges::built_in().unwrap());
 
 /// Takes a text through a pipeline whose model answers what `answer` says.
 fn detoxified(
@@ -21,7 +18,7 @@ fn detoxified(
     answer: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
 ) -> (Detoxified, Vec<String>) {
     let rewriter = Arc::new(FakeRewriter::new(move |sentence: &str| Ok(answer(sentence))));
-    let detoxifier = Detoxifier::new(rewriter.clone(), TOXICITY.clone(), SIMILARITY.clone());
+    let detoxifier = Detoxifier::new(rewriter.clone(), JUDGES.clone());
     let mut with = Options::new(AdapterLease::none());
     options(&mut with);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -1,91 +1,91 @@
-//! The two judgements that the pipeline needs, as traits: so that it can be tested with scorers
-//! whose verdicts are plain to see, and so that another classifier can take their place.
+//! Scores as the pipeline takes them: without what is no prose, and with the worst assumed where there is none.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::protect::Span;
-use crate::scoring::{SimilarityScorer, ToxicityScorer};
+use crate::scoring::{Similarity, Toxicity};
 
-/// How toxic a text is.
-pub trait Toxicity: Send + Sync {
-    /// Calibrated probability that `text` is toxic, 0..=1.
-    fn score(&self, text: &str) -> f32;
-
-    /// What each word (byte ranges of `text`) adds to the logit.
-    fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)>;
+/// Toxicities that can be compared: a score that is not a number counts as toxic.
+pub(super) fn toxicities_of(scorer: &dyn Toxicity, texts: &[&str]) -> Vec<f32> {
+    let comparable = |score: f32| if score.is_nan() { 1.0 } else { score.clamp(0.0, 1.0) };
+    scorer.scores(texts).into_iter().map(comparable).collect()
 }
 
-/// How much of the meaning a rewrite keeps.
-pub trait Similarity: Send + Sync {
-    /// Similarity in meaning, 0..=1.
-    fn score(&self, source: &str, rewrite: &str) -> f32;
-}
-
-impl Toxicity for ToxicityScorer {
-    fn score(&self, text: &str) -> f32 {
-        ToxicityScorer::score(self, text)
-    }
-
-    fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
-        ToxicityScorer::attributions(self, text)
-    }
-}
-
-impl Similarity for SimilarityScorer {
-    fn score(&self, source: &str, rewrite: &str) -> f32 {
-        SimilarityScorer::score(self, source, rewrite)
-    }
-}
-
-/// A toxicity that can be compared: a score that is not a number counts as toxic.
+/// That of one text.
 pub(super) fn toxicity_of(scorer: &dyn Toxicity, text: &str) -> f32 {
-    let score = scorer.score(text);
-    if score.is_nan() { 1.0 } else { score.clamp(0.0, 1.0) }
+    toxicities_of(scorer, &[text]).first().copied().unwrap_or(1.0)
 }
 
-/// A similarity that can be compared: a score that is not a number counts as none.
-pub(super) fn similarity_of(scorer: &dyn Similarity, source: &str, rewrite: &str) -> f32 {
-    let score = scorer.score(source, rewrite);
-    if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) }
+/// Similarities that can be compared: a score that is not a number counts as none.
+pub(super) fn similarities_of(scorer: &dyn Similarity, source: &str, rewrites: &[&str]) -> Vec<f32> {
+    let comparable = |score: f32| if score.is_nan() { 0.0 } else { score.clamp(0.0, 1.0) };
+    scorer.scores(source, rewrites).into_iter().map(comparable).collect()
 }
 
-/// A toxicity that does not see the code, addresses and markup of a sentence: an odd word in one
-/// of them must not make a sentence toxic that no rewrite could then save.
+/// What a judge of toxicity does not see of a sentence and its rewrites: code, addresses and markup. An odd word in one of them must not
+/// make a sentence toxic that no rewrite could then save.
+pub(super) struct Unseen<'a>(Vec<&'a str>);
+
+impl<'a> Unseen<'a> {
+    /// Of `sentence` with its protected `spans`.
+    pub fn of(sentence: &'a str, spans: &[Span]) -> Self {
+        let unseen = spans
+            .iter()
+            .filter(|span| !span.kind.is_language())
+            .filter_map(|span| sentence.get(span.range.clone()));
+        Self(unseen.collect())
+    }
+
+    /// What is seen of a text; none where no word is left, which is not toxic.
+    pub fn seen<'t>(&self, text: &'t str) -> Option<Cow<'t, str>> {
+        if self.0.is_empty() {
+            return Some(Cow::Borrowed(text));
+        }
+        let mut seen = text.to_owned();
+        for unseen in &self.0 {
+            seen = seen.replace(unseen, "");
+        }
+        seen.chars().any(char::is_alphanumeric).then_some(Cow::Owned(seen))
+    }
+}
+
+/// A judge that sees the prose of a sentence and its rewrites alone.
 pub(super) struct OfProse<'a> {
     inner: &'a dyn Toxicity,
-    unseen: Vec<&'a str>,
+    unseen: Unseen<'a>,
 }
 
 impl<'a> OfProse<'a> {
     /// For `sentence` with its protected `spans`, and for rewrites of it.
     pub fn new(inner: &'a dyn Toxicity, sentence: &'a str, spans: &[Span]) -> Self {
-        let unseen = spans
-            .iter()
-            .filter(|span| !span.kind.is_language())
-            .filter_map(|span| sentence.get(span.range.clone()))
-            .collect();
+        let unseen = Unseen::of(sentence, spans);
         Self { inner, unseen }
     }
 }
 
 impl Toxicity for OfProse<'_> {
     fn score(&self, text: &str) -> f32 {
-        if self.unseen.is_empty() {
-            return self.inner.score(text);
-        }
-        let mut seen = text.to_owned();
-        for unseen in &self.unseen {
-            seen = seen.replace(unseen, "");
-        }
-        if seen.chars().any(char::is_alphanumeric) {
-            self.inner.score(&seen)
-        } else {
-            0.0
-        }
+        self.unseen.seen(text).map_or(0.0, |seen| self.inner.score(&seen))
+    }
+
+    fn scores(&self, texts: &[&str]) -> Vec<f32> {
+        let seen: Vec<Option<Cow<'_, str>>> = texts.iter().map(|text| self.unseen.seen(text)).collect();
+        let judged: Vec<&str> = seen.iter().flatten().map(AsRef::as_ref).collect();
+        let mut scores = self.inner.scores(&judged).into_iter();
+        let score = |seen: &Option<Cow<'_, str>>| match seen {
+            Some(_) => scores.next().unwrap_or(f32::NAN),
+            None => 0.0,
+        };
+        seen.iter().map(score).collect()
     }
 
     fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
         self.inner.attributions(text)
+    }
+
+    fn is_slow(&self) -> bool {
+        self.inner.is_slow()
     }
 }
 
@@ -102,7 +102,9 @@ mod tests {
         let spans = find(sentence, Format::Markdown);
         let prose = OfProse::new(&WordToxicity, sentence, &spans);
         assert!((prose.score(sentence) - 0.9).abs() < 1e-6);
-        assert_eq!(prose.score("run `stupid x` now"), 0.0);
-        assert_eq!(prose.score("`stupid x`"), 0.0);
+        let texts = [sentence, "run `stupid x` now", "`stupid x`", "an idiot"];
+        let scores = prose.scores(&texts);
+        assert_eq!(scores, texts.map(|text| prose.score(text)));
+        assert_eq!(scores[1..3], [0.0, 0.0]);
     }
 }

@@ -25,6 +25,14 @@ pub struct Sentence {
     pub unfit: Option<Unfit>,
 }
 
+impl Sentence {
+    /// Keeps it from the model: nothing of it may be rewritten.
+    pub(super) fn mark(&mut self, reason: Unfit) {
+        self.unfit = Some(reason);
+        self.core = self.body.start..self.body.start;
+    }
+}
+
 /// Splits `text`, in linear time. `spans` are its protected stretches ([`super::protect::find`]):
 /// no boundary falls within one, and blocks of them are segments of their own.
 ///

@@ -9,7 +9,7 @@ use std::time::Duration;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
-use super::scorers::{Similarity, Toxicity};
+use crate::scoring::{Similarity, Toxicity};
 
 /// Each "idiot" adds 0.9 to the toxicity, each "stupid" 0.8, each "crap" 0.6, as odds of their own.
 pub(super) struct WordToxicity;

@@ -10,6 +10,7 @@ use super::edits::apply;
 use super::testing::{FakeRewriter, WordSimilarity, WordToxicity};
 use super::*;
 use crate::adapters::AdapterLease;
+use crate::scoring::Toxicity;
 
 fn options() -> Options {
     Options::new(AdapterLease::none())
@@ -20,7 +21,11 @@ where
     F: Fn(&str) -> Result<Vec<String>, RewriteError> + Send + Sync + 'static,
 {
     let rewriter = Arc::new(FakeRewriter::new(answer));
-    let detoxifier = Detoxifier::new(rewriter.clone(), Arc::new(WordToxicity), Arc::new(WordSimilarity));
+    let judges = Judges {
+        toxicity: Arc::new(WordToxicity),
+        similarity: Arc::new(WordSimilarity),
+    };
+    let detoxifier = Detoxifier::new(rewriter.clone(), judges);
     (detoxifier, rewriter)
 }
 
@@ -255,17 +260,46 @@ async fn without_verification_the_first_candidate_is_taken() {
     assert!(result.toxicity.output > 0.5);
 }
 
-#[test]
-fn the_real_scorers_fit() {
-    fn _fits(
-        rewriter: Arc<dyn Rewriter>,
-        toxicity: Arc<crate::scoring::ToxicityScorer>,
-        similarity: Arc<crate::scoring::SimilarityScorer>,
-    ) -> Detoxifier {
-        Detoxifier::new(rewriter, toxicity, similarity)
+/// The same judge, but not for the thread that serves.
+struct Slow {
+    serving: std::thread::ThreadId,
+}
+
+impl Toxicity for Slow {
+    fn score(&self, text: &str) -> f32 {
+        assert_ne!(std::thread::current().id(), self.serving);
+        WordToxicity.score(text)
     }
-    fn is_shareable<T: Send + Sync>() {}
-    is_shareable::<Detoxifier>();
+
+    fn attributions(&self, text: &str) -> Vec<(std::ops::Range<usize>, f32)> {
+        WordToxicity.attributions(text)
+    }
+
+    fn is_slow(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_slow_judge_comes_to_the_same_answer() {
+    let (quick, rewriter) = detoxifier(leave_out);
+    let judges = Judges {
+        toxicity: Arc::new(Slow {
+            serving: std::thread::current().id(),
+        }),
+        similarity: Arc::new(WordSimilarity),
+    };
+    let slow = Detoxifier::new(rewriter, judges);
+    let text = "Fine day. You are stupid people, idiot. So be it. You are an idiot. You are stupid people, idiot.";
+    for (fallback, threshold) in [(Fallback::Mask, 0.5), (Fallback::Mask, 0.1), (Fallback::Block, 0.0)] {
+        let options = Options {
+            fallback,
+            threshold: Threshold::new(threshold).unwrap(),
+            ..options()
+        };
+        let [quick, slow] = [&quick, &slow].map(|detoxifier| detoxifier.detoxify(text, &options));
+        assert_eq!(quick.await.unwrap(), slow.await.unwrap());
+    }
 }
 
 #[tokio::test]

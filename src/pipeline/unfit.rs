@@ -5,9 +5,11 @@ use serde::Serialize;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::language::is_foreign;
+use super::judges::Judges;
 use super::options::OtherLanguages;
-use super::scorers::Toxicity;
+use super::rewriter::RewriteError;
 use super::segment::Sentence;
+use crate::scoring::Toxicity;
 
 /// Why a sentence is not given to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -32,54 +34,60 @@ const MAX_WORDS: usize = 8;
 const BLAMED: f32 = 0.7;
 
 /// Marks the sentences that the model must not get, and adds to `toxic`, or takes from it, what the policy for other languages says.
-pub(super) fn sort_out(
+///
+/// # Errors
+/// When the process is shutting down.
+pub(super) async fn sort_out(
     text: &str,
     sentences: &mut [Sentence],
     toxic: &mut Vec<usize>,
     policy: OtherLanguages,
-    scorer: &dyn Toxicity,
-) {
+    judges: &Judges,
+) -> Result<(), RewriteError> {
+    let body = |sentence: &Sentence| &text[sentence.body.clone()];
     if policy == OtherLanguages::Block {
-        let foreign = |sentence: &Sentence| sentence.protected.is_none() && is_foreign(&text[sentence.body.clone()]);
+        let foreign = |sentence: &Sentence| sentence.protected.is_none() && is_foreign(body(sentence));
         *toxic = (0..sentences.len())
             .filter(|at| toxic.binary_search(at).is_ok() || foreign(&sentences[*at]))
             .collect();
     }
+    let mut short = Vec::new();
     for &at in toxic.iter() {
-        let sentence = &mut sentences[at];
-        let body = &text[sentence.body.clone()];
-        sentence.unfit = if is_foreign(body) {
-            Some(Unfit::Language)
-        } else if says_nothing(body, scorer) {
-            Some(Unfit::NothingNeutral)
-        } else {
-            None
-        };
-        if sentence.unfit.is_some() {
-            sentence.core = sentence.body.start..sentence.body.start;
+        if is_foreign(body(&sentences[at])) {
+            sentences[at].mark(Unfit::Language);
+        } else if telling_words(body(&sentences[at])).len() <= MAX_WORDS {
+            short.push((at, body(&sentences[at]).to_owned()));
         }
+    }
+    let judged = judges.judge(move |judges| {
+        short.retain(|(_, body)| says_nothing(body, judges.toxicity.as_ref()));
+        short
+    });
+    for (at, _) in judged.await? {
+        sentences[at].mark(Unfit::NothingNeutral);
     }
     if policy == OtherLanguages::Keep {
         toxic.retain(|&at| sentences[at].unfit != Some(Unfit::Language));
     }
+    Ok(())
+}
+
+/// The words that are no fillers, and where they begin.
+fn telling_words(body: &str) -> Vec<(usize, &str)> {
+    body.unicode_word_indices()
+        .filter(|(_, word)| !FILLERS.contains(&word.to_lowercase().as_str()))
+        .take(MAX_WORDS + 1)
+        .collect()
 }
 
 /// Whether each word is toxic or a filler.
 fn says_nothing(body: &str, scorer: &dyn Toxicity) -> bool {
-    let told: Vec<(usize, &str)> = body
-        .unicode_word_indices()
-        .filter(|(_, word)| !FILLERS.contains(&word.to_lowercase().as_str()))
-        .take(MAX_WORDS + 1)
-        .collect();
-    if told.len() > MAX_WORDS {
-        return false;
-    }
     let blamed: Vec<_> = scorer
         .attributions(body)
         .into_iter()
         .filter(|(_, logit)| *logit > BLAMED)
         .collect();
-    told.iter().all(|&(at, word)| {
+    telling_words(body).iter().all(|&(at, word)| {
         blamed
             .iter()
             .any(|(range, _)| range.start < at + word.len() && at < range.end)

@@ -6,8 +6,9 @@ use super::protect::{Span, numbers};
 use super::rejection::Rejection;
 use super::restore::{keeps_all, restore};
 use super::rewriter::Candidate;
-use super::scorers::{Similarity, Toxicity, similarity_of, toxicity_of};
+use super::scorers::{similarities_of, toxicities_of};
 use super::tidy::tidy;
+use crate::scoring::{Similarity, Toxicity};
 
 /// How candidates are judged. The score of one that passes is
 /// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll)`,
@@ -103,15 +104,46 @@ pub struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
-    /// Ranks `candidates`, each text judged once.
+    /// Ranks `candidates`, each text judged once. The judges are asked for all at once, and only of texts that pass what can be told without
+    /// them.
     pub fn rank(&self, source: &Source<'_>, candidates: &[Candidate]) -> Ranking {
+        let distinct: Vec<&Candidate> = candidates
+            .iter()
+            .enumerate()
+            .filter(|(index, candidate)| !candidates[..*index].iter().any(|other| other.text == candidate.text))
+            .map(|(_, candidate)| candidate)
+            .collect();
+        let mut fates: Vec<Result<String, Rejection>> = distinct
+            .iter()
+            .map(|candidate| self.check(source, &candidate.text))
+            .collect();
+        let toxicities = judged(&fates, |texts| {
+            let sentences: Vec<String> = texts
+                .iter()
+                .map(|text| [source.before, text, source.after].concat())
+                .collect();
+            let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
+            toxicities_of(self.toxicity, &sentences)
+        });
+        reject(&mut fates, &toxicities, Rejection::Toxic, |toxicity| {
+            self.threshold.is_exceeded_by(toxicity)
+        });
+        let similarities = judged(&fates, |texts| similarities_of(self.similarity, source.core, texts));
+        reject(&mut fates, &similarities, Rejection::Meaning, |similarity| {
+            similarity < self.weights.min_similarity
+        });
         let mut ranking = Ranking::default();
-        for (index, candidate) in candidates.iter().enumerate() {
-            if candidates[..index].iter().any(|other| other.text == candidate.text) {
-                continue;
-            }
-            match self.judge(source, candidate) {
-                Ok(accepted) => ranking.accepted.push(accepted),
+        for (place, (fate, candidate)) in fates.into_iter().zip(distinct).enumerate() {
+            match fate {
+                Ok(text) => {
+                    let (toxicity, similarity) = (toxicities[place], similarities[place]);
+                    ranking.accepted.push(Accepted {
+                        score: self.score(source, &text, toxicity, similarity, candidate.mean_nll),
+                        text,
+                        toxicity,
+                        similarity,
+                    });
+                }
                 Err(reason) => ranking.rejected.push(reason),
             }
         }
@@ -119,28 +151,13 @@ impl Verifier<'_> {
         ranking
     }
 
-    fn judge(&self, source: &Source<'_>, candidate: &Candidate) -> Result<Accepted, Rejection> {
-        // Cheap checks first, so that nothing expensive sees a text of any length.
-        check_words(source, &candidate.text)?;
-        self.check_length(source, &candidate.text)?;
-        let text = restore(source.core, source.spans, &tidy(source.core, &candidate.text));
+    /// What can be told without a judge, the cheap first, so that nothing expensive sees a text of any length. The text as it would be used.
+    fn check(&self, source: &Source<'_>, text: &str) -> Result<String, Rejection> {
+        check_words(source, text)?;
+        self.check_length(source, text)?;
+        let text = restore(source.core, source.spans, &tidy(source.core, text));
         check_text(source, &text)?;
-        let sentence = [source.before, &text, source.after].concat();
-        let toxicity = toxicity_of(self.toxicity, &sentence);
-        if self.threshold.is_exceeded_by(toxicity) {
-            return Err(Rejection::Toxic);
-        }
-        let similarity = similarity_of(self.similarity, source.core, &text);
-        if similarity < self.weights.min_similarity {
-            return Err(Rejection::Meaning);
-        }
-        let score = self.score(source, &text, toxicity, similarity, candidate.mean_nll);
-        Ok(Accepted {
-            text,
-            toxicity,
-            similarity,
-            score,
-        })
+        Ok(text)
     }
 
     fn check_length(&self, source: &Source<'_>, text: &str) -> Result<(), Rejection> {
@@ -173,6 +190,25 @@ impl Verifier<'_> {
             }
         }
         score
+    }
+}
+
+/// What `judge` says of the texts that have passed so far, at their places; of the others nothing.
+fn judged(fates: &[Result<String, Rejection>], judge: impl FnOnce(&[&str]) -> Vec<f32>) -> Vec<f32> {
+    let passed: Vec<&str> = fates.iter().flatten().map(String::as_str).collect();
+    let mut scores = judge(&passed).into_iter();
+    fates
+        .iter()
+        .map(|fate| fate.as_ref().ok().and_then(|_| scores.next()).unwrap_or(f32::NAN))
+        .collect()
+}
+
+/// Those that have passed so far and whose score is bad pass no longer.
+fn reject(fates: &mut [Result<String, Rejection>], scores: &[f32], reason: Rejection, is_bad: impl Fn(f32) -> bool) {
+    for (fate, score) in fates.iter_mut().zip(scores) {
+        if fate.is_ok() && is_bad(*score) {
+            *fate = Err(reason);
+        }
     }
 }
 

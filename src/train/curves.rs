@@ -1,11 +1,11 @@
 //! A run's log as a drawing: `curves.svg`, for whoever looks into the folder.
 
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
 use super::TrainError;
 use super::trainer::StepReport;
+use crate::svg::{Anchor, COLOURS, FAINT, GRID, INK, Scale, Svg, number};
 
 const WIDTH: f64 = 880.0;
 const PANEL: f64 = 190.0;
@@ -63,16 +63,11 @@ fn drawing(steps: &[StepReport]) -> String {
         smooth: false,
     });
     curves.retain(|curve| !curve.values.is_empty());
-    let height = PANEL * curves.len().max(1) as f64;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#fff\"/>\n"
-    );
+    let mut svg = Svg::new(WIDTH, PANEL * curves.len().max(1) as f64);
     for (index, curve) in curves.iter().enumerate() {
         panel(&mut svg, curve, index as f64 * PANEL);
     }
-    svg.push_str("</svg>\n");
-    svg
+    svg.finish()
 }
 
 /// Tokens a second of each step by itself: what the log has is the mean since the beginning.
@@ -88,97 +83,43 @@ fn speeds(steps: &[StepReport]) -> Vec<(f64, f64)> {
     speeds
 }
 
-fn panel(svg: &mut String, curve: &Curve, top: f64) {
-    let (first, last) = range(curve.values.iter().map(|point| point.0));
-    let (low, high) = range(curve.values.iter().map(|point| point.1));
-    let x = |step: f64| LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| top + PANEL - BOTTOM - (value - low) / (high - low) * (PANEL - TOP - BOTTOM);
-    let latest = curve.values.last().map_or(0.0, |point| point.1);
-    // Writing to a string can't fail.
-    let _ = writeln!(
-        svg,
-        "<text x=\"{LEFT}\" y=\"{:.1}\" font-size=\"13\" fill=\"#222\">{} <tspan fill=\"#777\">{}</tspan></text>",
-        top + 20.0,
-        curve.title,
-        number(latest)
+fn panel(svg: &mut Svg, curve: &Curve, top: f64) {
+    let x = Scale::over(curve.values.iter().map(|point| point.0), LEFT, WIDTH - RIGHT);
+    let y = Scale::over(
+        curve.values.iter().map(|point| point.1),
+        top + PANEL - BOTTOM,
+        top + TOP,
     );
-    for tick in ticks(low, high) {
-        let at = y(tick);
-        let _ = writeln!(
-            svg,
-            "<path d=\"M{LEFT} {at:.1}H{:.1}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#777\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            at + 4.0,
-            number(tick)
+    let latest = curve.values.last().map_or(0.0, |point| point.1);
+    svg.text((LEFT, top + 20.0), Anchor::Start, 13, INK, curve.title);
+    svg.text((WIDTH - RIGHT, top + 20.0), Anchor::End, 13, FAINT, &number(latest));
+    for tick in y.ticks() {
+        let at = y.at(tick);
+        svg.line((LEFT, at), (WIDTH - RIGHT, at), GRID, 1.0);
+        svg.text((LEFT - 6.0, at + 4.0), Anchor::End, 11, FAINT, &number(tick));
+    }
+    for tick in x.ticks().into_iter().filter(|tick| tick.fract() == 0.0) {
+        svg.text(
+            (x.at(tick), top + PANEL - 10.0),
+            Anchor::Middle,
+            11,
+            FAINT,
+            &number(tick),
         );
     }
-    for tick in ticks(first, last).into_iter().filter(|tick| tick.fract() == 0.0) {
-        let _ = writeln!(
-            svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#777\">{}</text>",
-            x(tick),
-            top + PANEL - 10.0,
-            number(tick)
+    let mut line = |values: &[(f64, f64)], colour: &str, width: f64| {
+        let points = thinned(values);
+        svg.polyline(
+            points.iter().map(|&(step, value)| (x.at(step), y.at(value))),
+            colour,
+            width,
         );
-    }
-    let line = |svg: &mut String, values: &[(f64, f64)], style: &str| {
-        let points: Vec<String> = thinned(values)
-            .iter()
-            .map(|&(step, value)| format!("{:.1},{:.1}", x(step), y(value)))
-            .collect();
-        let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" {style}/>", points.join(" "));
     };
     if curve.smooth {
-        line(svg, &curve.values, "stroke=\"#9ec5e8\" stroke-width=\"1\"");
-        line(svg, &smoothed(&curve.values), "stroke=\"#1f6fb2\" stroke-width=\"2\"");
+        line(&curve.values, "#9ec5e8", 1.0);
+        line(&smoothed(&curve.values), COLOURS[0], 2.0);
     } else {
-        line(svg, &curve.values, "stroke=\"#1f6fb2\" stroke-width=\"1.5\"");
-    }
-}
-
-/// The least and the greatest finite value, apart from each other.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values
-        .filter(|value| value.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-            (low.min(value), high.max(value))
-        });
-    if low > high {
-        (0.0, 1.0)
-    } else if low == high {
-        (low - 0.5 * low.abs().max(1e-9), high + 0.5 * high.abs().max(1e-9))
-    } else {
-        (low, high)
-    }
-}
-
-/// Round numbers within a range, about four.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .map(|factor| factor * power)
-        .into_iter()
-        .find(|step| *step >= rough)
-        .unwrap_or(rough);
-    let first = (low / step).ceil() as i64;
-    (first..)
-        .map(|index| index as f64 * step)
-        .take_while(|tick| *tick <= high)
-        .take(12)
-        .collect()
-}
-
-fn number(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        size if !(1e-3..1e6).contains(&size) => format!("{value:.1e}"),
-        size if size >= 100.0 => format!("{value:.0}"),
-        _ => {
-            let text = format!("{value:.3}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }
+        line(&curve.values, COLOURS[0], 1.5);
     }
 }
 
@@ -208,6 +149,8 @@ fn thinned(values: &[(f64, f64)]) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
 
     fn steps(count: usize) -> Vec<StepReport> {
@@ -240,7 +183,7 @@ mod tests {
         draw(&log, &svg).unwrap();
         let drawn = fs::read_to_string(&svg).unwrap();
         for title in ["loss", "gradient norm", "learning rate", "tokens a second"] {
-            assert!(drawn.contains(&format!(">{title} <")), "{title}");
+            assert!(drawn.contains(&format!(">{title}<")), "{title}");
         }
         assert!(!drawn.contains("reward") && !drawn.contains("NaN") && !drawn.contains("inf"));
         let lines: Vec<&str> = drawn.lines().filter(|line| line.starts_with("<polyline")).collect();
@@ -263,15 +206,5 @@ mod tests {
             let drawn = drawing(&steps(count));
             assert!(drawn.ends_with("</svg>\n") && !drawn.contains("NaN"), "{drawn}");
         }
-    }
-
-    #[test]
-    fn ticks_are_round_and_within() {
-        assert_eq!(ticks(0.0, 1000.0), [0.0, 500.0, 1000.0]);
-        assert_eq!(ticks(1.1, 2.9), [1.5, 2.0, 2.5]);
-        assert_eq!(
-            (number(0.0002), number(12.5), number(1234.0)),
-            ("2.0e-4".into(), "12.5".into(), "1234".into())
-        );
     }
 }

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::Output;
 use std::process::Stdio;
 
+use detoxd::evaluate::{Metric, Report};
 use serde_json::Value;
 
 use super::{ADAPTER, MODEL, detoxd};
 
 const OTHER_BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llama-tiny/adapter");
 
-fn data(folder: &Path) -> String {
+pub fn data(folder: &Path) -> String {
     let lines: Vec<String> = [
         "You are a stupid fool, Anna forgot the letter yesterday.",
         "Paul sold the garden on Monday, you idiot.",
@@ -42,17 +43,29 @@ fn evaluate(arguments: &[&str], data: &str) -> (Output, Vec<Value>) {
 }
 
 #[test]
-fn a_worker_gets_progress_and_then_a_comparison_on_the_same_sentences() {
+fn a_worker_gets_progress_and_then_a_report_on_the_same_sentences() {
     let folder = tempfile::tempdir().unwrap();
-    let (output, lines) = evaluate(&["--candidate", ADAPTER, "--max-examples", "3"], &data(folder.path()));
+    let arguments = [
+        "--adapter",
+        "none",
+        "--adapter",
+        ADAPTER,
+        "--max-examples",
+        "3",
+        "--samples",
+        "0",
+    ];
+    let (output, lines) = evaluate(&arguments, &data(folder.path()));
     assert!(output.status.success());
     let progress: Vec<Value> = (0..=3)
         .map(|done| serde_json::json!({ "done": done, "total": 3 }))
         .collect();
     assert_eq!(lines[..4], progress);
     assert_eq!(lines.len(), 5);
-    let comparison: detoxd::evaluate::Comparison = serde_json::from_value(lines[4].clone()).unwrap();
-    let (candidate, baseline) = (&comparison.candidate, &comparison.baseline);
+    let report: Report = serde_json::from_value(lines[4].clone()).unwrap();
+    let [baseline, candidate] = &report.systems[..] else {
+        panic!("{report:?}")
+    };
     assert_eq!((candidate.examples, baseline.examples), (3, 3));
     assert_eq!(
         (candidate.adapter.as_str(), baseline.adapter.as_str()),
@@ -60,41 +73,123 @@ fn a_worker_gets_progress_and_then_a_comparison_on_the_same_sentences() {
     );
     // The micro model rewrites by itself; its adapter was trained a little further.
     for measured in [candidate, baseline] {
-        assert!(measured.toxicity < 0.5 && measured.j > 0.4, "{measured:?}");
-        assert_eq!((measured.copied, measured.empty), (0.0, 0.0));
+        let value = |metric| measured.value(metric).unwrap();
+        assert!(value(Metric::Toxicity) < 0.5 && value(Metric::J) > 0.4, "{measured:?}");
+        assert_eq!((value(Metric::Copied), value(Metric::Empty)), (0.0, 0.0));
+        assert_eq!(measured.value(Metric::SelfBleu), None, "no samples were asked for");
+        for figure in measured.figures.values() {
+            assert!(figure.low <= figure.value && figure.value <= figure.high, "{figure:?}");
+        }
     }
+    for metric in [Metric::NeutralPerplexity, Metric::PerplexityGap] {
+        assert_eq!(
+            baseline.figures[&metric], report.base[&metric],
+            "no adapter, so the same"
+        );
+        assert_ne!(candidate.figures[&metric], report.base[&metric]);
+    }
+    let difference = candidate.differences[&Metric::J].value;
+    let values = [candidate, baseline].map(|system| system.value(Metric::J).unwrap());
+    assert!((difference - (values[0] - values[1])).abs() < 1e-9);
     assert_eq!(
-        baseline.neutral_perplexity, baseline.base_perplexity,
-        "no adapter, so the same"
+        (report.setting.skipped, report.setting.toxicity_model.as_str()),
+        (0, "built-in")
     );
-    assert_ne!(candidate.neutral_perplexity, candidate.base_perplexity);
 }
 
 #[test]
 fn the_same_adapter_twice_has_the_same_figures_whatever_shares_the_batch() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());
-    let (_, lines) = evaluate(&["--candidate", ADAPTER, "--baseline", ADAPTER], &data);
-    let both = lines.last().unwrap();
-    assert_eq!(both["candidate"], both["baseline"]);
-    let (_, lines) = evaluate(&["--candidate", ADAPTER, "--in-flight", "1"], &data);
-    assert_eq!(lines.last().unwrap()["candidate"], both["candidate"]);
+    let (_, lines) = evaluate(&["--adapter", ADAPTER, "--adapter", ADAPTER], &data);
+    let both: Report = serde_json::from_value(lines.last().unwrap().clone()).unwrap();
+    assert_eq!(both.systems[0].figures, both.systems[1].figures);
+    assert!(
+        both.systems[1]
+            .differences
+            .values()
+            .all(|difference| difference.low == 0.0 && difference.high == 0.0)
+    );
+    let (_, lines) = evaluate(&["--adapter", ADAPTER, "--in-flight", "1"], &data);
+    let alone: Report = serde_json::from_value(lines.last().unwrap().clone()).unwrap();
+    assert_eq!(alone.systems[0].figures, both.systems[0].figures);
 }
 
 #[test]
 fn a_baseline_of_another_base_is_said_and_replaced_by_the_bare_one() {
     let folder = tempfile::tempdir().unwrap();
     let (output, lines) = evaluate(
-        &["--candidate", ADAPTER, "--baseline", OTHER_BASE],
+        &["--adapter", OTHER_BASE, "--adapter", ADAPTER, "--samples", "0"],
         &data(folder.path()),
     );
     assert!(output.status.success());
-    let comparison = lines.last().unwrap();
-    assert_eq!(comparison["baseline"]["adapter"], "none@0");
-    assert!(
-        comparison["note"].as_str().unwrap().contains("bare base"),
-        "{comparison}"
+    let report = lines.last().unwrap();
+    assert_eq!(report["systems"][0]["adapter"], "none@0");
+    assert!(report["note"].as_str().unwrap().contains("bare base"), "{report}");
+}
+
+#[test]
+fn all_that_the_field_reports_is_measured_and_written_in_three_forms() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(
+        path("neutral.txt"),
+        "The door is open.\nYou idiot, close the window.\nThe train leaves.\n",
+    )
+    .unwrap();
+    std::fs::write(path("plain.txt"), "Anna forgot the letter yesterday. ".repeat(30)).unwrap();
+    let output = detoxd(&["evaluate", "--model", MODEL, "--adapter", "none", "--adapter", ADAPTER])
+        .args([
+            "--adapter",
+            ADAPTER,
+            "--data",
+            &data(folder.path()),
+            "--samples",
+            "3",
+            "--resamples",
+            "50",
+        ])
+        .args([
+            "--neutral",
+            &path("neutral.txt"),
+            "--text",
+            &path("plain.txt"),
+            "--window",
+            "32",
+        ])
+        .args(["--json", &path("report.json"), "--html", &path("report.html")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Report = serde_json::from_slice(&std::fs::read(path("report.json")).unwrap()).unwrap();
+    assert_eq!(report.systems.len(), 3);
+    for system in &report.systems {
+        let measured: Vec<Metric> = system.figures.keys().copied().collect();
+        assert_eq!(measured, Metric::ALL);
+        assert!((system.value(Metric::FalsePositives).unwrap() - 1.0 / 3.0).abs() < 1e-9);
+    }
+    assert_eq!(
+        (
+            report.setting.neutral_texts,
+            report.setting.window_tokens,
+            report.setting.resamples
+        ),
+        (3, 32, 50)
     );
+    assert!(report.setting.windows > 2);
+    let gap = report.base[&Metric::PerplexityGap];
+    assert!(gap.low <= gap.value && gap.value.is_finite(), "{gap:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for word in [
+        "| self-BLEU |",
+        "| false positives ↓ |",
+        "Differences from none@0",
+        "`if_better` would",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let page = std::fs::read_to_string(path("report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("adapter@1"));
 }
 
 #[test]
@@ -110,13 +205,13 @@ fn what_no_other_try_can_heal_ends_with_65_and_says_why() {
         (ADAPTER, empty.to_str().unwrap(), "no example"),
         (OTHER_BASE, &*good, "adapter"),
     ] {
-        let (output, lines) = evaluate(&["--candidate", candidate], data);
+        let (output, lines) = evaluate(&["--adapter", candidate], data);
         assert_eq!(output.status.code(), Some(65), "{word}");
         let error = &lines.last().unwrap()["error"];
         assert_eq!(error["kind"], "invalid");
         assert!(error["message"].as_str().unwrap().contains(word), "{error}");
     }
-    let (output, lines) = evaluate(&["--candidate", ADAPTER], "./no-such-file.jsonl");
+    let (output, lines) = evaluate(&["--adapter", ADAPTER], "./no-such-file.jsonl");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(lines.last().unwrap()["error"]["kind"], "failed");
 }
@@ -126,7 +221,7 @@ fn told_to_stop_or_left_alone_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());
     for told in [&b"stop\n"[..], b""] {
-        let arguments = ["evaluate", "--model", MODEL, "--report", "json", "--candidate", ADAPTER];
+        let arguments = ["evaluate", "--model", MODEL, "--report", "json", "--adapter", ADAPTER];
         let mut command = detoxd(&arguments);
         let mut child = command.args(["--data", &data]).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
@@ -142,15 +237,22 @@ fn told_to_stop_or_left_alone_it_ends() {
 }
 
 #[test]
-fn people_get_a_table_with_a_verdict() {
+fn people_get_tables_with_a_verdict() {
     let folder = tempfile::tempdir().unwrap();
-    let output = detoxd(&["evaluate", "--model", MODEL, "--candidate", ADAPTER])
-        .args(["--data", &data(folder.path()), "--outputs", "served"])
+    let output = detoxd(&["evaluate", "--model", MODEL, "--adapter", "none", "--adapter", ADAPTER])
+        .args(["--data", &data(folder.path()), "--outputs", "served", "--samples", "0"])
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success());
-    for word in ["adapter@1", "none@0", "toxicity rate", "4 examples", "if_better would"] {
+    for word in [
+        "adapter@1",
+        "none@0",
+        "toxicity rate",
+        "4 examples",
+        "outputs: served",
+        "`if_better` would",
+    ] {
         assert!(text.contains(word), "{word}: {text}");
     }
 }

@@ -157,7 +157,13 @@ fn rewrite(model: &str, home: &Path, more: &[(&str, &str)]) -> Output {
     } else {
         "none"
     };
-    let mut command = detoxd(&["rewrite", "--json", "--model", model, "--adapter", adapter]);
+    rewriting(&["--model", model, "--adapter", adapter], home, more)
+}
+
+/// One line, with the hub's variables as given and no others.
+fn rewriting(arguments: &[&str], home: &Path, more: &[(&str, &str)]) -> Output {
+    let mut command = detoxd(&["rewrite", "--json"]);
+    command.args(arguments);
     for name in [
         "HF_TOKEN",
         "HF_TOKEN_PATH",
@@ -346,4 +352,45 @@ fn what_cannot_be_had_is_named_with_the_next_step() {
     }
     let message = complaint(&rewrite("tester/model", home.path(), &[("HF_HUB_OFFLINE", "1")]));
     assert!(message.contains("HF_HUB_OFFLINE"), "{message}");
+}
+
+/// An embedder's pooling is in a folder of its own; older classifiers have a bare vocabulary and pickled weights.
+#[test]
+fn judges_are_fetched_with_all_that_makes_them() {
+    let folder = |name: &str| format!("{}/tests/fixtures/judges/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut embedder = Hub::of(&folder("embed-mean"));
+    let pooling = "1_Pooling/config.json";
+    let content = std::fs::read(format!("{}/{pooling}", folder("embed-mean"))).unwrap();
+    embedder.files.insert(pooling.to_owned(), content);
+    let mut classifier = Hub::of(&folder("distilbert"));
+    classifier
+        .files
+        .insert("rust_model.ot".to_owned(), b"not needed".to_vec());
+    let judged = |setting: &str, home: &Path, more: &[(&str, &str)]| {
+        rewriting(
+            &["--model", MODEL, "--adapter", ADAPTER, setting, "tester/model"],
+            home,
+            more,
+        )
+    };
+    for (setting, hub, needed) in [
+        ("--similarity-model", embedder, pooling),
+        ("--toxicity-model", classifier, "pytorch_model.bin"),
+    ] {
+        let home = tempfile::tempdir().unwrap();
+        let (endpoint, hub) = hub.start();
+        let first = judged(setting, home.path(), &[("HF_ENDPOINT", &endpoint)]);
+        assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+        let asked = hub.asked();
+        assert!(asked.iter().any(|path| path.ends_with(needed)), "{asked:?}");
+        assert!(!asked.iter().any(|path| path.ends_with("rust_model.ot")), "{asked:?}");
+        let offline = judged(setting, home.path(), &[("HF_HUB_OFFLINE", "1")]);
+        assert_eq!(text(&offline), text(&first));
+        let nothing = tempfile::tempdir().unwrap();
+        let message = complaint(&judged(setting, nothing.path(), &[("HF_HUB_OFFLINE", "1")]));
+        assert!(
+            message.contains("tester/model") && message.contains("HF_HUB_OFFLINE"),
+            "{message}"
+        );
+    }
 }

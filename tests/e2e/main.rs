@@ -13,6 +13,7 @@ mod generate;
 mod health;
 mod hub;
 mod jobs;
+mod judges;
 mod overload;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/micro");

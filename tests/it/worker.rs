@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use detoxd::access::Actor;
 use detoxd::adapters::{AdapterVersion, Change, Imported, NewVersion, Registry, Source, VersionRecord};
-use detoxd::config::{JobsConfig, LogConfig};
+use detoxd::config::{JobsConfig, JudgesConfig, LogConfig};
 use detoxd::datasets::{Datasets, Uploaded};
 use detoxd::db::Database;
-use detoxd::evaluate::{Comparison, Metrics};
+use detoxd::evaluate::{Estimate, Figures, How, Metric, Report, Setting, System};
 use detoxd::jobs::child::Program;
 use detoxd::jobs::request::{ActivationPolicy, Evaluation, Hyperparameters, ObjectiveName};
 use detoxd::jobs::{Ended, Job, JobState, NewJob, Queue, Submitted, TickOutcome, TrainRequest, Worker};
@@ -69,7 +69,7 @@ impl Bench {
     }
 
     /// What the evaluation says.
-    fn compares(&self, comparison: &Comparison) {
+    fn compares(&self, comparison: &Report) {
         let text = serde_json::to_string(comparison).unwrap() + "\n";
         std::fs::write(self.path("comparison"), text).unwrap();
     }
@@ -92,6 +92,7 @@ impl Bench {
             path: concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/program.sh").into(),
             niceness: 0,
             threads: Some(1),
+            judges: JudgesConfig::default(),
             log: LogConfig::default(),
         };
         let registry = Registry::new(db.clone(), self.registry.store().clone());
@@ -215,25 +216,43 @@ fn base() -> String {
     fingerprint(&adapters::model()).unwrap()
 }
 
-fn comparison(candidate: f64, baseline: f64) -> Comparison {
-    let metrics = |adapter: &str, j: f64| Metrics {
+fn comparison(candidate: f64, baseline: f64) -> Report {
+    let figure = |value: f64| Estimate {
+        value,
+        low: value,
+        high: value,
+    };
+    let system = |adapter: &str, j: f64, difference: Figures| System {
         adapter: adapter.to_owned(),
         examples: 2,
-        toxicity_rate: 0.1,
-        toxicity: 0.1,
-        similarity: 0.8,
-        overlap: 0.5,
-        fluency: 0.9,
-        j,
-        copied: 0.0,
-        empty: 0.0,
-        neutral_perplexity: Some(20.0),
-        base_perplexity: Some(21.0),
+        figures: [
+            (Metric::ToxicityRate, figure(0.1)),
+            (Metric::Similarity, figure(0.8)),
+            (Metric::J, figure(j)),
+        ]
+        .into(),
+        differences: difference,
     };
-    Comparison {
-        candidate: metrics("adapter@1", candidate),
-        baseline: metrics("baseline@1", baseline),
-        skipped: 0,
+    let difference = [(Metric::J, figure(candidate - baseline))].into();
+    Report {
+        setting: Setting {
+            model: "micro".to_owned(),
+            outputs: How::Greedy,
+            toxicity_model: "built-in".to_owned(),
+            similarity_model: "built-in".to_owned(),
+            skipped: 0,
+            neutral_texts: 0,
+            samples: 0,
+            windows: 0,
+            window_tokens: 0,
+            resamples: 1,
+            seed: 0,
+        },
+        base: Figures::new(),
+        systems: vec![
+            system("baseline@1", baseline, Figures::new()),
+            system("adapter@1", candidate, difference),
+        ],
         note: None,
     }
 }
@@ -279,13 +298,13 @@ async fn a_better_adapter_is_registered_with_its_lineage_and_activated() {
             (record.rank, record.hyperparameters.unwrap()["learning_rate"].as_f64()),
             (4, Some(0.5))
         );
-        assert_eq!(record.metrics.unwrap()["j"], 0.7);
+        assert_eq!(record.metrics.unwrap()["figures"]["j"]["value"], 0.7);
         assert_eq!(bench.registry.files(&version).await.unwrap(), adapters::files());
         assert_eq!(
             bench.audited().await,
             ["adapter.register", "adapter.activate", "job.succeed"]
         );
-        assert!(bench.calls().contains("/baseline --data"), "{}", bench.calls());
+        assert!(bench.calls().contains("/baseline --adapter"), "{}", bench.calls());
     })
     .await;
 }
@@ -351,7 +370,7 @@ async fn nothing_is_activated_over_an_adapter_of_another_base() {
             );
             assert_eq!(bench.active().await, "start@1");
         }
-        assert!(bench.calls().contains("--baseline none"), "{}", bench.calls());
+        assert!(bench.calls().contains("--adapter none --adapter"), "{}", bench.calls());
     })
     .await;
 }

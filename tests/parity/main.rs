@@ -20,6 +20,7 @@ mod engine;
 mod families;
 mod four_bit;
 mod gradients;
+mod judges;
 mod logits;
 mod merged;
 mod objectives;

@@ -47,7 +47,8 @@ pub struct ComparedVersion {
     adapter: String,
     /// Where it comes from.
     lineage: Lineage,
-    /// What its evaluation has measured, of itself and of the version that was active then.
+    /// What its evaluation has measured: `figures`, each with `value`, `low` and `high` (95% interval), and `differences` from the version that was
+    /// active then.
     #[schema(value_type = Option<Object>)]
     metrics: Option<serde_json::Value>,
     /// How its answers to copies of requests compare with those that were given, in the process that answers, since its start.

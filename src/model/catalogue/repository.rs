@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::cache::{CacheError, Lock};
 use super::hub::{Hub, HubError};
 use super::hub_id::{HubId, is_word};
+use super::layout::{FilesOf, PICKLED};
 use super::progress::Meter;
 use super::pull::Network;
 use super::{Checksum, Progress};
@@ -24,13 +25,6 @@ const ATTEMPTS: usize = 5;
 const INDEX: &str = "model.safetensors.index.json";
 /// How errors call it.
 const LISTING: &str = "the list of its files";
-const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 4] = [
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
 
 /// Why a model of a hub could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +123,13 @@ struct Large {
 ///
 /// # Errors
 /// Name the model and the file, and say what to do.
-pub fn fetch(id: &HubId, network: &Network, progress: Progress) -> Result<PathBuf, RepositoryError> {
+pub fn fetch(id: &HubId, files: FilesOf, network: &Network, progress: Progress) -> Result<PathBuf, RepositoryError> {
     let folder = network
         .hub_cache()?
         .join(format!("models--{}", id.repository.replace('/', "--")));
     let repository = Repository {
         id,
+        files,
         hub: &network.hub,
         folder,
         progress,
@@ -164,6 +159,7 @@ pub fn fetch(id: &HubId, network: &Network, progress: Progress) -> Result<PathBu
 /// A model of the hub and where it is kept.
 struct Repository<'a> {
     id: &'a HubId,
+    files: FilesOf,
     hub: &'a Hub,
     folder: PathBuf,
     progress: Progress,
@@ -192,7 +188,7 @@ impl Repository<'_> {
             has(file)?;
             return Ok(snapshot.join(file));
         }
-        for name in REQUIRED {
+        for name in self.files.required(|name| has(name).is_ok()) {
             has(name)?;
         }
         match fs::read(snapshot.join(INDEX)) {
@@ -202,6 +198,9 @@ impl Repository<'_> {
                 }
             }
             Err(_) => has("model.safetensors").or_else(|missing| {
+                if self.files.may_be_pickled() && has(PICKLED).is_ok() {
+                    return Ok(());
+                }
                 let any = fs::read_dir(&snapshot).is_ok_and(|mut items| {
                     items
                         .any(|item| item.is_ok_and(|item| item.file_name().to_string_lossy().ends_with(".safetensors")))
@@ -234,10 +233,8 @@ impl Repository<'_> {
             snapshot.join(file)
         } else {
             let has = |name: &str| listing.siblings.iter().any(|sibling| sibling.rfilename == name);
-            for name in REQUIRED {
-                self.file(listing, name, &snapshot)?;
-            }
-            for name in OPTIONAL.into_iter().filter(|name| has(name)) {
+            let optional = self.files.optional().iter().copied().filter(|name| has(name));
+            for name in self.files.required(has).into_iter().chain(optional) {
                 self.file(listing, name, &snapshot)?;
             }
             for name in self.weights(listing, &snapshot)? {
@@ -275,6 +272,9 @@ impl Repository<'_> {
             .collect();
         if !others.is_empty() {
             return Ok(others);
+        }
+        if self.files.may_be_pickled() && names().any(|name| name == PICKLED) {
+            return Ok(vec![PICKLED.to_owned()]);
         }
         let gguf: Vec<&str> = names().filter(|name| name.ends_with(".gguf")).collect();
         let hint = match gguf.first() {

@@ -12,7 +12,7 @@ use axum::http::Request;
 use candle_core::Device;
 use detoxd::adapters::{AdapterFiles, Base, Budget, CONFIG, Canary, CanaryError, Incoming, Loader, Residents, WEIGHTS};
 use detoxd::cli::compose;
-use detoxd::config::{AdapterSource, Dtype, Limits, ModelConfig, Quantize};
+use detoxd::config::{AdapterSource, Dtype, JudgesConfig, Limits, ModelConfig, Quantize};
 use detoxd::model::fingerprint::fingerprint;
 use detoxd::model::lora::LoraModel;
 use detoxd::model::{DecoderConfig, Placement};
@@ -170,7 +170,15 @@ impl Serving {
         };
         let registry = app.state.backend.registry.clone();
         let metrics = app.state.metrics.clone();
-        let service = compose::serve(config, registry, Budget::default(), rewrite_cache_bytes, metrics).await?;
+        let service = compose::serve(
+            config,
+            JudgesConfig::default(),
+            registry,
+            Budget::default(),
+            rewrite_cache_bytes,
+            metrics,
+        )
+        .await?;
         Ok(Self::of(app, service, Arc::default()))
     }
 

@@ -17,6 +17,7 @@ use detoxd::{
     db::Database,
     http::{self, AppState, Backend, Service},
     metrics::Metrics,
+    pipeline::Judges,
     store::Store,
 };
 use serde_json::Value;
@@ -136,7 +137,8 @@ pub fn service(rewriter: &Arc<FakeRewriter>) -> Service {
 
 /// A service around the rewriter, with these adapters.
 pub fn service_with(rewriter: &Arc<FakeRewriter>, residents: Residents) -> Service {
-    compose::assemble(rewriter.clone(), Arc::new(residents), fake::parts().1).unwrap()
+    let judges = Judges::built_in().unwrap();
+    compose::assemble(rewriter.clone(), Arc::new(residents), fake::parts().1, judges)
 }
 
 /// A POST of JSON.

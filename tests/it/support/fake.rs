@@ -11,7 +11,10 @@ use std::{
 use detoxd::{
     adapters::AdapterLease,
     engine::Activity,
-    pipeline::{BoxFuture, Candidate, Perplexity, PerplexityScorer, RewriteError, RewriteRequest, Rewriter, Rewrites},
+    pipeline::{
+        BoxFuture, Candidate, Likelihood, Perplexity, PerplexityScorer, RewriteError, RewriteRequest, Rewriter,
+        Rewrites,
+    },
 };
 use tokio::sync::Notify;
 
@@ -117,6 +120,17 @@ impl PerplexityScorer for FakePerplexity {
                 tokens,
             })
         })
+    }
+
+    fn likelihoods<'a>(
+        &'a self,
+        text: &'a str,
+        _: &'a AdapterLease,
+        _: usize,
+    ) -> BoxFuture<'a, Result<Vec<Likelihood>, RewriteError>> {
+        let tokens = text.split_whitespace().count().saturating_sub(1);
+        let nll = 10f64.ln() * tokens as f64;
+        Box::pin(async move { Ok(vec![Likelihood { nll, tokens }]) })
     }
 }
 
