@@ -59,6 +59,9 @@ pub struct How {
     /// Treat each line as one sentence.
     #[arg(long)]
     pub whole_line: bool,
+    /// With --json: tell the rewrites there were to choose from, and how each was judged.
+    #[arg(long, requires = "json")]
+    pub explain: bool,
     /// Lines worked on at once, so that the model can batch them.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub in_flight: u16,
@@ -82,6 +85,7 @@ impl How {
         options.verify = !self.no_verify;
         options.whole_text = self.whole_line;
         options.always = self.always;
+        options.explain = self.explain;
         Ok(options)
     }
 }

@@ -80,13 +80,20 @@ impl Generation {
     }
 }
 
-/// A text whose likelihood is asked for.
+/// Texts whose likelihoods are asked for, each by itself. Short ones go through the model side by side.
 #[derive(Debug, Clone)]
 pub struct LikelihoodRequest {
-    /// Token ids, at least two.
-    pub tokens: Vec<u32>,
+    /// Token ids of each.
+    pub texts: Vec<Vec<u32>>,
     /// The adapter and its strength; the base model without one.
     pub adapter: Option<(Arc<LoraModel>, f32)>,
+}
+
+impl LikelihoodRequest {
+    /// Of all texts together.
+    pub(super) fn tokens(&self) -> usize {
+        self.texts.iter().map(Vec::len).sum()
+    }
 }
 
 /// One continuation.
@@ -147,7 +154,7 @@ pub(super) enum Command {
         Instant,
         oneshot::Sender<Result<Generated, EngineError>>,
     ),
-    Likelihood(LikelihoodRequest, oneshot::Sender<Result<Vec<f32>, EngineError>>),
+    Likelihood(LikelihoodRequest, oneshot::Sender<Result<Vec<Vec<f32>>, EngineError>>),
 }
 
 impl Command {
@@ -163,7 +170,7 @@ impl Command {
     pub(super) fn cost(&self) -> usize {
         match self {
             Self::Generate(generation, ..) => generation.cost(),
-            Self::Likelihood(request, _) => request.tokens.len(),
+            Self::Likelihood(request, _) => request.tokens(),
         }
     }
 
@@ -171,7 +178,7 @@ impl Command {
     pub(super) fn most_tokens(&self) -> usize {
         match self {
             Self::Generate(generation, ..) => generation.most_tokens(),
-            Self::Likelihood(request, _) => request.tokens.len(),
+            Self::Likelihood(request, _) => request.tokens(),
         }
     }
 
@@ -264,21 +271,23 @@ impl Engine {
         answer.await.unwrap_or(Err(EngineError::Stopped))
     }
 
-    /// Negative log-likelihood in nats of every token after the first.
+    /// Negative log-likelihoods in nats of every token after the first, for each text.
     ///
     /// # Errors
     /// See [`EngineError`].
-    pub async fn likelihood(&self, request: LikelihoodRequest) -> Result<Vec<f32>, EngineError> {
+    pub async fn likelihoods(&self, request: LikelihoodRequest) -> Result<Vec<Vec<f32>>, EngineError> {
         let positions = self.decoder.config().max_positions;
-        if request.tokens.len() > positions {
-            return Err(EngineError::Invalid(format!(
-                "the text exceeds the model's {positions} tokens"
-            )));
+        for tokens in &request.texts {
+            if tokens.len() > positions {
+                return Err(EngineError::Invalid(format!(
+                    "the text exceeds the model's {positions} tokens"
+                )));
+            }
+            self.check_tokens(tokens)?;
         }
-        if request.tokens.len() < 2 {
-            return Ok(Vec::new());
+        if request.texts.iter().all(|tokens| tokens.len() < 2) {
+            return Ok(vec![Vec::new(); request.texts.len()]);
         }
-        self.check_tokens(&request.tokens)?;
         let (reply, answer) = oneshot::channel();
         self.send(Command::Likelihood(request, reply))?;
         answer.await.unwrap_or(Err(EngineError::Stopped))

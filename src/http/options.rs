@@ -49,6 +49,8 @@ pub struct DetoxifyRequest {
     seed: Option<u64>,
     /// How the text is written; in Markdown, code, links and quotes are left alone.
     format: Option<Format>,
+    /// Whether `segments` tell the rewrites there were to choose from, and how each was judged.
+    explain: Option<bool>,
     /// Time for this request in milliseconds; more than the service's own timeout counts as that.
     #[schema(minimum = 1)]
     timeout_ms: Option<u64>,
@@ -91,6 +93,7 @@ pub struct Checked {
     seed: Option<u64>,
     action: Option<Action>,
     format: Option<Format>,
+    explain: Option<bool>,
     max_wait: Duration,
 }
 
@@ -128,6 +131,7 @@ impl Checked {
         options.strength = self.strength.unwrap_or(options.strength);
         options.candidates = self.candidates.unwrap_or(options.candidates);
         options.seed = self.seed.unwrap_or(options.seed);
+        options.explain = self.explain.unwrap_or(options.explain);
         options.action = self.action.map_or(options.action, Into::into);
         options.format = self.format.map_or(options.format, Into::into);
         Ok(Job {
@@ -189,6 +193,7 @@ impl DetoxifyRequest {
             seed: self.seed,
             action: self.action,
             format: self.format,
+            explain: self.explain,
             max_wait: limits.max_queue_wait,
         })
     }

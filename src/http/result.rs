@@ -60,9 +60,31 @@ pub struct Segment {
     pub action: SegmentAction,
     /// Toxicity of this sentence.
     pub toxicity: Toxicity,
-    /// Why the model was not asked for a rewrite, though something was done.
+    /// Why the model was not asked for a rewrite of a toxic sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Unfit>,
+    /// The rewrites that passed verification, best first; only where the request has `explain`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+}
+
+/// A rewrite that could have been taken, and what it is ranked by.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Candidate {
+    /// In place of the sentence, without what surrounds it.
+    pub text: String,
+    /// Toxicity of the sentence with it.
+    #[schema(minimum = 0, maximum = 1)]
+    pub toxicity: f32,
+    /// Similarity in meaning to the sentence, 0 to 1.
+    #[schema(minimum = 0, maximum = 1)]
+    pub similarity: f32,
+    /// Negative log-likelihood a token under the adapter, in nats; not there where it can't be told.
+    pub mean_nll: Option<f32>,
+    /// The same of the rewrite by itself under the bare base model: how fluent it is; only where there was a choice.
+    pub base_nll: Option<f32>,
+    /// The higher, the better.
+    pub score: f32,
 }
 
 /// Why a sentence can't be rewritten.
@@ -181,6 +203,20 @@ impl From<&pipeline::Segment> for Segment {
             action: segment.action.into(),
             toxicity: (&segment.toxicity).into(),
             reason: segment.reason.map(Unfit::from),
+            candidates: segment.candidates.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&pipeline::verify::Accepted> for Candidate {
+    fn from(candidate: &pipeline::verify::Accepted) -> Self {
+        Self {
+            text: candidate.text.clone(),
+            toxicity: candidate.toxicity,
+            similarity: candidate.similarity,
+            mean_nll: Some(candidate.mean_nll).filter(|nll| nll.is_finite()),
+            base_nll: candidate.base_nll.filter(|nll| nll.is_finite()),
+            score: candidate.score,
         }
     }
 }

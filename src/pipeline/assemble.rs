@@ -3,6 +3,7 @@
 use super::edits::{Edit, EditsBuilder};
 use super::outcome::{Segment, SegmentAction, ToxicityChange};
 use super::segment::Sentence;
+use super::verify::Accepted;
 
 /// What became of a toxic sentence.
 #[derive(Debug, Clone)]
@@ -13,6 +14,8 @@ pub(super) struct Verdict {
     pub body: String,
     /// Its toxicity.
     pub toxicity: f32,
+    /// What there was to choose from, best first, if that is to be told.
+    pub candidates: Vec<Accepted>,
 }
 
 /// Told of each segment, in order, as soon as it and those before it are settled.
@@ -102,14 +105,14 @@ impl<'t> Assembler<'t> {
             let at = self.segments.len();
             let (sentence, input) = (&self.sentences[at], self.scores[at]);
             let source = &self.text[sentence.range.clone()];
-            let (action, replaced, output) = match fate {
+            let (action, replaced, output, candidates) = match fate {
                 Fate::Open => return,
-                Fate::Kept => (SegmentAction::Kept, source.to_owned(), input),
+                Fate::Kept => (SegmentAction::Kept, source.to_owned(), input, Vec::new()),
                 Fate::Settled(verdict) => {
                     let lead = &self.text[sentence.range.start..sentence.body.start];
                     let trail = &self.text[sentence.body.end..sentence.range.end];
                     let replaced = [lead, &verdict.body, trail].concat();
-                    (verdict.action, replaced, verdict.toxicity)
+                    (verdict.action, replaced, verdict.toxicity, verdict.candidates.clone())
                 }
             };
             let start = self.end;
@@ -122,6 +125,7 @@ impl<'t> Assembler<'t> {
                 action,
                 toxicity: ToxicityChange { input, output },
                 reason: sentence.unfit,
+                candidates,
                 text: replaced,
             };
             (self.observer)(&segment);
@@ -148,6 +152,7 @@ impl Assembled {
                     action: SegmentAction::Blocked,
                     toxicity: ToxicityChange { input, output: 0.0 },
                     reason: sentence.unfit,
+                    candidates: Vec::new(),
                     text: String::new(),
                 }
             })

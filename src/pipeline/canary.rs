@@ -48,10 +48,11 @@ impl EngineCanary {
 
     async fn likelihood(&self, adapter: Option<&Arc<LoraModel>>) -> Result<Vec<f32>, CanaryError> {
         let request = LikelihoodRequest {
-            tokens: self.prompt.clone(),
+            texts: vec![self.prompt.clone()],
             adapter: adapter.map(|adapter| (Arc::clone(adapter), 1.0)),
         };
-        self.engine.likelihood(request).await.map_err(not_tried)
+        let likelihoods = self.engine.likelihoods(request).await.map_err(not_tried)?;
+        Ok(likelihoods.concat())
     }
 
     async fn try_out(&self, adapter: &Arc<LoraModel>) -> Result<(), CanaryError> {

@@ -13,7 +13,7 @@ use super::rejection::Rejection;
 use super::rewriter::Rewrites;
 use super::scorers::{OfProse, toxicity_of};
 use super::segment::Sentence;
-use super::tidy::tidy;
+use super::style::Style;
 use super::verify::{Source, Verifier, Weights};
 
 /// A distinct toxic sentence on its way through the rewriter. Owns what it needs, so that it can be judged on another thread.
@@ -25,6 +25,8 @@ pub(super) struct Task {
     pub core: Range<usize>,
     /// Relative to the body.
     spans: Vec<Span>,
+    /// How the rewrite is spelt.
+    pub style: Style,
     toxicity: f32,
 }
 
@@ -34,6 +36,7 @@ pub(super) struct Rule {
     threshold: Threshold,
     fallback: Fallback,
     verify: bool,
+    explain: bool,
     weights: Weights,
 }
 
@@ -43,19 +46,21 @@ impl Rule {
             threshold: options.threshold,
             fallback: options.fallback,
             verify: options.verify,
+            explain: options.explain,
             weights,
         }
     }
 }
 
 impl Task {
-    pub fn new(text: &str, at: usize, sentence: &Sentence, spans: &[Span], toxicity: f32) -> Self {
+    pub fn new(text: &str, at: usize, sentence: &Sentence, spans: &[Span], style: Style, toxicity: f32) -> Self {
         let start = sentence.body.start;
         Self {
             at,
             body: text[sentence.body.clone()].into(),
             core: sentence.core.start - start..sentence.core.end - start,
             spans: protect::within(spans, &sentence.body),
+            style,
             toxicity,
         }
     }
@@ -75,11 +80,20 @@ impl Task {
                 action: SegmentAction::Rewritten,
                 toxicity: toxicity.unwrap_or_else(|| toxicity_of(&prose, &body)),
                 body,
+                candidates: Vec::new(),
             }
+        };
+        let core_spans = protect::within(&self.spans, &self.core);
+        let source = Source {
+            before,
+            core: self.core(),
+            after,
+            spans: &core_spans,
+            style: self.style,
         };
         if !rule.verify {
             let verdict = match rewrites.candidates.first() {
-                Some(first) => rewritten(&tidy(self.core(), &first.text), None),
+                Some(first) => rewritten(&source.tidied(&first.text), None),
                 None => self.fall_back(rule, &prose),
             };
             return (verdict, Vec::new());
@@ -90,18 +104,14 @@ impl Task {
             threshold: rule.threshold,
             weights: &rule.weights,
         };
-        let core_spans = protect::within(&self.spans, &self.core);
-        let source = Source {
-            before,
-            core: self.core(),
-            after,
-            spans: &core_spans,
-        };
         let ranking = verifier.rank(&source, &rewrites.candidates);
-        let verdict = match ranking.accepted.first() {
+        let mut verdict = match ranking.accepted.first() {
             Some(best) => rewritten(&best.text, Some(best.toxicity)),
             None => self.fall_back(rule, &prose),
         };
+        if rule.explain {
+            verdict.candidates = ranking.accepted;
+        }
         (verdict, ranking.rejected)
     }
 
@@ -109,11 +119,14 @@ impl Task {
         match rule.fallback {
             Fallback::Annotate => annotated(self.body.to_string(), self.toxicity),
             Fallback::Block => blocked(),
-            Fallback::Mask => mask(&self.body, &self.spans, prose, rule.threshold).map_or_else(blocked, |masked| Verdict {
-                action: SegmentAction::Masked,
-                body: masked.text,
-                toxicity: masked.toxicity,
-            }),
+            Fallback::Mask => {
+                mask(&self.body, &self.spans, prose, rule.threshold).map_or_else(blocked, |masked| Verdict {
+                    action: SegmentAction::Masked,
+                    body: masked.text,
+                    toxicity: masked.toxicity,
+                    candidates: Vec::new(),
+                })
+            }
         }
     }
 }
@@ -124,6 +137,7 @@ pub(super) fn annotated(body: String, toxicity: f32) -> Verdict {
         action: SegmentAction::Annotated,
         body,
         toxicity,
+        candidates: Vec::new(),
     }
 }
 
@@ -133,5 +147,6 @@ pub(super) fn blocked() -> Verdict {
         action: SegmentAction::Blocked,
         body: String::new(),
         toxicity: 0.0,
+        candidates: Vec::new(),
     }
 }

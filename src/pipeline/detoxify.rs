@@ -16,6 +16,7 @@ use super::rejection::Rejection;
 use super::rewriter::{RewriteError, RewriteRequest, Rewriter, Rewrites};
 use super::scorers::{Unseen, similarities_of, toxicities_of};
 use super::segment::{self, Sentence};
+use super::style::Style;
 use super::unfit;
 use super::verify::Weights;
 use crate::engine::Activity;
@@ -123,11 +124,21 @@ impl Detoxifier {
         let mut spent = Spent::default();
         match options.action {
             Action::Rewrite => {
+                let style = Style::of(text, &sentences, &toxic);
                 let mut tasks = Vec::new();
-                for at in toxic {
+                for &at in &toxic {
                     match options.other_languages.withholds(&sentences[at]) {
                         true => assembler.settle(at, blocked()),
-                        false => tasks.push(Task::new(text, at, &sentences[at], &spans, scores[at])),
+                        false => {
+                            tasks.push(Task::new(
+                                text,
+                                at,
+                                &sentences[at],
+                                &spans,
+                                style.at(text, &sentences[at]),
+                                scores[at],
+                            ));
+                        }
                     }
                 }
                 (assembler, spent) = self.rewrite(tasks, options, assembler).await?;
@@ -197,11 +208,11 @@ impl Detoxifier {
         options: &Options,
         assembler: Assembler<'t>,
     ) -> Result<(Assembler<'t>, Spent), RewriteError> {
-        let mut places: HashMap<(Arc<str>, usize, usize), usize> = HashMap::new();
+        let mut places: HashMap<(Arc<str>, usize, usize, Style), usize> = HashMap::new();
         let mut distinct: Vec<(Arc<Task>, Vec<usize>)> = Vec::new();
         for task in tasks {
             let place = *places
-                .entry((Arc::clone(&task.body), task.core.start, task.core.end))
+                .entry((Arc::clone(&task.body), task.core.start, task.core.end, task.style))
                 .or_insert(distinct.len());
             match distinct.get_mut(place) {
                 Some((_, sentences)) => sentences.push(task.at),

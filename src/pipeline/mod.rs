@@ -53,6 +53,7 @@ mod scorers;
 pub mod segment;
 pub mod shadow;
 mod split;
+mod style;
 #[cfg(test)]
 mod testing;
 pub mod tidy;
@@ -79,6 +80,7 @@ pub use remembering::{RememberingMetrics, RememberingRewriter};
 pub use rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
 pub use rewriter_lm::LanguageModelRewriter;
 pub use shadow::{Shadow, ShadowCopy, ShadowMetrics, ShadowStatistics, Sums};
+pub use style::Style;
 pub use turn::Turn;
 pub use unfit::Unfit;
 pub use verify::Weights;

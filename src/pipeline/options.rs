@@ -195,6 +195,8 @@ pub struct Options {
     pub always: bool,
     /// Whether the text is one sentence, however many it seems to have.
     pub whole_text: bool,
+    /// Whether the candidates of each sentence are told too.
+    pub explain: bool,
     /// When the answer is no longer of use.
     pub deadline: Option<Instant>,
     /// The request's turn with the model; texts of the same request share it.
@@ -217,6 +219,7 @@ impl Options {
             verify: true,
             always: false,
             whole_text: false,
+            explain: false,
             deadline: None,
             turn: Arc::new(Turn::new(None)),
         }

@@ -9,6 +9,7 @@ use super::edits::Edit;
 use super::rejection::Rejection;
 use super::rewriter::RewriteError;
 use super::unfit::Unfit;
+use super::verify::Accepted;
 
 /// Toxicity before and after, 0..=1.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
@@ -59,9 +60,12 @@ pub struct Segment {
     pub action: SegmentAction,
     /// Its toxicity.
     pub toxicity: ToxicityChange,
-    /// Why it was not given to the model, though it is acted on.
+    /// Why it was not given to the model, though it is toxic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Unfit>,
+    /// The rewrites there were to choose from, best first, if they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Accepted>,
     /// What stands in its place in the output; all of them together are the output.
     #[serde(skip)]
     pub text: String,

@@ -100,14 +100,15 @@ impl ModelPerplexity {
         while first + 1 < tokens.len() {
             let end = (first + window).min(tokens.len());
             let request = LikelihoodRequest {
-                tokens: tokens[first..end].to_vec(),
+                texts: vec![tokens[first..end].to_vec()],
                 adapter: adapter.clone(),
             };
-            let nll = self.engine.likelihood(request).await?;
-            windows.push(Likelihood {
-                nll: nll.iter().map(|&value| f64::from(value)).sum(),
-                tokens: nll.len(),
-            });
+            for nll in self.engine.likelihoods(request).await? {
+                windows.push(Likelihood {
+                    nll: nll.iter().map(|&value| f64::from(value)).sum(),
+                    tokens: nll.len(),
+                });
+            }
             first = end - 1;
         }
         Ok(windows)

@@ -22,6 +22,8 @@ pub enum Rejection {
     Number,
     /// The source asks, it does not.
     Question,
+    /// The source denies, it does not.
+    Negation,
     /// It is over the threshold.
     Toxic,
     /// It means something else.
@@ -30,7 +32,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, to register metrics.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Empty,
         Self::Length,
         Self::Leakage,
@@ -39,6 +41,7 @@ impl Rejection {
         Self::Protected,
         Self::Number,
         Self::Question,
+        Self::Negation,
         Self::Toxic,
         Self::Meaning,
     ];
@@ -54,6 +57,7 @@ impl Rejection {
             Self::Protected => "protected",
             Self::Number => "number",
             Self::Question => "question",
+            Self::Negation => "negation",
             Self::Toxic => "toxic",
             Self::Meaning => "meaning",
         }

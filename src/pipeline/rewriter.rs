@@ -39,6 +39,8 @@ pub struct Candidate {
     pub text: String,
     /// Mean negative log-likelihood of its tokens, in nats a token.
     pub mean_nll: f32,
+    /// The same of the text by itself under the bare base model: how fluent it is. None where there is nothing to choose from.
+    pub base_nll: Option<f32>,
 }
 
 /// What a rewriter answers.

@@ -1,9 +1,10 @@
 //! The rewriter that is a language model: from a sentence to a prompt, from tokens to candidates.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use super::rewriter::{BoxFuture, Candidate, RewriteError, RewriteRequest, Rewriter, Rewrites};
-use crate::engine::{Activity, Engine, EngineError, Generation, Sampling};
+use crate::engine::{Activity, Engine, EngineError, Generation, LikelihoodRequest, Sampling};
 use crate::model::tokenizer::TextTokenizer;
 use crate::prompt::RewritePrompt;
 
@@ -87,16 +88,40 @@ impl LanguageModelRewriter {
                 candidates.push(Candidate {
                     text,
                     mean_nll: completion.mean_nll,
+                    base_nll: None,
                 });
             }
+        }
+        let started = Instant::now();
+        if candidates.len() > 1 {
+            self.judge_fluency(&mut candidates).await?;
         }
         Ok(Rewrites {
             candidates,
             prompt_tokens,
             completion_tokens,
             queue: generated.timing.queue,
-            inference: generated.timing.inference,
+            inference: generated.timing.inference + started.elapsed(),
         })
+    }
+
+    /// How likely each candidate is for who has not read its source.
+    async fn judge_fluency(&self, candidates: &mut [Candidate]) -> Result<(), RewriteError> {
+        let mut texts = Vec::with_capacity(candidates.len());
+        for candidate in candidates.iter() {
+            let mut tokens = self.tokenizer.leading_tokens().to_vec();
+            let encoded = self.tokenizer.encode(&candidate.text);
+            tokens.extend(encoded.map_err(|error| RewriteError::Failed(error.to_string()))?);
+            texts.push(tokens);
+        }
+        let likelihoods = self
+            .engine
+            .likelihoods(LikelihoodRequest { texts, adapter: None })
+            .await?;
+        for (candidate, nll) in candidates.iter_mut().zip(likelihoods) {
+            candidate.base_nll = (!nll.is_empty()).then(|| nll.iter().sum::<f32>() / nll.len() as f32);
+        }
+        Ok(())
     }
 }
 

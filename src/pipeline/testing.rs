@@ -86,7 +86,11 @@ where
                 completion_tokens: texts.len(),
                 candidates: texts
                     .into_iter()
-                    .map(|text| Candidate { text, mean_nll: 1.0 })
+                    .map(|text| Candidate {
+                        text,
+                        mean_nll: 1.0,
+                        base_nll: None,
+                    })
                     .collect(),
                 prompt_tokens: 10,
                 queue: Duration::from_millis(1),

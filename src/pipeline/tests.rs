@@ -172,7 +172,7 @@ async fn a_failure_fails_the_whole_text() {
         leave_out(sentence)
     });
     let result = detoxifier
-        .detoxify("You idiot there. You stupid one.", &options())
+        .detoxify("You idiot there. You left, stupid one.", &options())
         .await;
     assert_eq!(result, Err(DetoxifyError::Rewrite(RewriteError::Cancelled)));
     let late = Options {
@@ -185,10 +185,10 @@ async fn a_failure_fails_the_whole_text() {
 
 #[tokio::test]
 async fn fallbacks() {
-    let (detoxifier, _) = detoxifier(|_: &str| Ok(vec![String::new(), "You idiot!".into()]));
-    let text = "Fine.  You idiot! Bye.";
+    let (detoxifier, _) = detoxifier(|_: &str| Ok(vec![String::new(), "You left, idiot!".into()]));
+    let text = "Fine.  You left, idiot! Bye.";
     for (fallback, expected, action) in [
-        (Fallback::Mask, "Fine.  You ***! Bye.", SegmentAction::Masked),
+        (Fallback::Mask, "Fine.  You left, ***! Bye.", SegmentAction::Masked),
         (Fallback::Block, "Fine.   Bye.", SegmentAction::Blocked),
         (Fallback::Annotate, text, SegmentAction::Annotated),
     ] {
@@ -255,7 +255,7 @@ async fn without_verification_the_first_candidate_is_taken() {
         verify: false,
         ..options()
     };
-    let result = detoxifier.detoxify("You idiot.", &options).await.unwrap();
+    let result = detoxifier.detoxify("You left, idiot.", &options).await.unwrap();
     assert_eq!(result.text, "Still an idiot.");
     assert!(result.toxicity.output > 0.5);
 }

@@ -1,7 +1,7 @@
 //! Undoes what a model does to the style of a sentence: case, spacing, final punctuation, quotes.
 //!
 //! The source is the measure: words that survive have the source's form, and a source in lower
-//! case is left that way. Only a full stop set off by a space is not put back. No step looks at what is said.
+//! case is left that way, unless the [`Style`] is that of print. No step looks at what is said.
 
 use std::sync::LazyLock;
 
@@ -10,6 +10,7 @@ use similar::{Algorithm, DiffOp, capture_diff_slices};
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::protect::pattern;
+use super::style::{Style, printed};
 
 /// Candidates this many times as long as their source are beyond help and not aligned.
 const MAX_GROWTH: usize = 8;
@@ -21,9 +22,9 @@ static QUESTION_WORD: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
-/// `candidate` in the style of `source`. A candidate equal to its source is left alone, but for
-/// runs of white space.
-pub fn tidy(source: &str, candidate: &str) -> String {
+/// `candidate` in the given style. In that of the source, a candidate equal to it is left alone, but for runs of white space.
+/// `is_last` tells whether nothing follows in the sentence.
+pub fn tidy(source: &str, candidate: &str, style: Style, is_last: bool) -> String {
     let words: Vec<&str> = candidate.split_whitespace().collect();
     let mut text = words.join(" ");
     if text.is_empty() {
@@ -32,20 +33,26 @@ pub fn tidy(source: &str, candidate: &str) -> String {
     if !is_quoted(source) && is_quoted(&text) && text.matches('"').count() == 2 {
         text = text[1..text.len() - 1].trim().to_owned();
     }
-    if source.split_whitespace().eq(close_up(source).split(' ')) {
+    if style == Style::Print || source.split_whitespace().eq(close_up(source).split(' ')) {
         text = close_up(&text);
     }
     if text.len() <= source.len().saturating_mul(MAX_GROWTH) {
         text = restore_case(source, &text);
     }
-    text = restore_end(source, text);
+    text = match style {
+        Style::Source => restore_end(source, text),
+        Style::Print => restore_end(&closed(source), text),
+    };
     if is_quoted(source) && source.matches('"').count() == 2 && !text.contains('"') {
         text = format!("\"{text}\"");
     }
     if source.contains('’') && !source.contains('\'') {
         text = text.replace('\'', "’");
     }
-    text
+    match style {
+        Style::Source => text,
+        Style::Print => printed(&text, is_last),
+    }
 }
 
 fn is_quoted(text: &str) -> bool {
@@ -61,6 +68,15 @@ fn close_up(text: &str) -> String {
             closed.push(' ');
         }
         closed.push_str(word);
+    }
+    closed
+}
+
+/// A whole source closed up: "? ." was one mark before a tokeniser came.
+fn closed(source: &str) -> String {
+    let mut closed = close_up(source);
+    if closed.ends_with("?.") || closed.ends_with("!.") {
+        closed.pop();
     }
     closed
 }
@@ -199,6 +215,10 @@ mod tests {
 
     use super::*;
 
+    fn tidy(source: &str, candidate: &str) -> String {
+        super::tidy(source, candidate, Style::Source, true)
+    }
+
     #[test]
     fn restores_case() {
         assert_eq!(
@@ -236,6 +256,23 @@ mod tests {
         );
         assert_eq!(tidy("stupid game", "It was a game."), "it was a game");
         assert_eq!(tidy("stupid game", "I lost a game."), "I lost a game");
+    }
+
+    #[test]
+    fn print_has_capitals_and_full_stops() {
+        let printed = |source: &str, candidate: &str| super::tidy(source, candidate, Style::Print, true);
+        assert_eq!(
+            printed("i 'm an idiot , ok ?", "i 'm not smart , ok ?"),
+            "I'm not smart, ok?"
+        );
+        assert_eq!(
+            printed("he was in two crap episodes .", "He was in two episodes"),
+            "He was in two episodes."
+        );
+        assert_eq!(
+            printed("STUPID MOVIE, STUPID END", "bad movie, bad end"),
+            "BAD MOVIE, BAD END."
+        );
     }
 
     #[test]

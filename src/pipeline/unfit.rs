@@ -4,8 +4,8 @@
 use serde::Serialize;
 use unicode_segmentation::UnicodeSegmentation;
 
-use super::language::is_foreign;
 use super::judges::Judges;
+use super::language::is_foreign;
 use super::options::OtherLanguages;
 use super::rewriter::RewriteError;
 use super::segment::Sentence;

@@ -1,5 +1,7 @@
 //! Which of a model's candidates is the best, and what is wrong with the others.
 
+use serde::Serialize;
+
 use super::checks::{changes_person, changes_script, is_cut_short, leaks, loops, loses_negation};
 use super::options::Threshold;
 use super::protect::{Span, numbers};
@@ -7,11 +9,12 @@ use super::rejection::Rejection;
 use super::restore::{keeps_all, restore};
 use super::rewriter::Candidate;
 use super::scorers::{similarities_of, toxicities_of};
+use super::style::Style;
 use super::tidy::tidy;
 use crate::scoring::{Similarity, Toxicity};
 
 /// How candidates are judged. The score of one that passes is
-/// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll)`,
+/// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll - fluency_weight * base_nll)`,
 /// times the penalty of each fault it has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
@@ -19,10 +22,10 @@ pub struct Weights {
     pub toxicity_power: f32,
     /// Weight of keeping the meaning.
     pub similarity_power: f32,
-    /// Weight of fluency, a nat a token.
+    /// Weight of being likely under the adapter, a nat a token.
     pub nll_weight: f32,
-    /// Factor for a candidate that drops the source's negation.
-    pub negation_penalty: f32,
+    /// Weight of fluency: of being likely under the base model without the source.
+    pub fluency_weight: f32,
     /// Factor for one that speaks of a person (I, you) the source does not speak of.
     pub person_penalty: f32,
     /// Factor for one that ends in the middle.
@@ -41,10 +44,10 @@ pub struct Weights {
 impl Default for Weights {
     fn default() -> Self {
         Self {
-            toxicity_power: 8.0,
+            toxicity_power: 4.0,
             similarity_power: 2.0,
             nll_weight: 0.2,
-            negation_penalty: 0.6,
+            fluency_weight: 0.4,
             person_penalty: 0.7,
             cut_short_penalty: 0.6,
             min_similarity: 0.3,
@@ -66,10 +69,19 @@ pub struct Source<'a> {
     pub after: &'a str,
     /// Protected stretches of the core, in bytes of it.
     pub spans: &'a [Span],
+    /// How its rewrite is spelt.
+    pub style: Style,
+}
+
+impl Source<'_> {
+    /// What a model wrote, without its own style.
+    pub fn tidied(&self, candidate: &str) -> String {
+        tidy(self.core, candidate, self.style, self.after.is_empty())
+    }
 }
 
 /// A candidate that passed.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Accepted {
     /// The new core, tidied and with protected words put back.
     pub text: String,
@@ -77,6 +89,10 @@ pub struct Accepted {
     pub toxicity: f32,
     /// Its similarity to the source's core.
     pub similarity: f32,
+    /// Negative log-likelihood a token under the adapter, in nats.
+    pub mean_nll: f32,
+    /// The same by itself under the bare base model.
+    pub base_nll: Option<f32>,
     /// What it is ranked by; higher is better.
     pub score: f32,
 }
@@ -138,10 +154,12 @@ impl Verifier<'_> {
                 Ok(text) => {
                     let (toxicity, similarity) = (toxicities[place], similarities[place]);
                     ranking.accepted.push(Accepted {
-                        score: self.score(source, &text, toxicity, similarity, candidate.mean_nll),
+                        score: self.score(source, &text, toxicity, similarity, candidate),
                         text,
                         toxicity,
                         similarity,
+                        mean_nll: candidate.mean_nll,
+                        base_nll: candidate.base_nll,
                     });
                 }
                 Err(reason) => ranking.rejected.push(reason),
@@ -155,7 +173,7 @@ impl Verifier<'_> {
     fn check(&self, source: &Source<'_>, text: &str) -> Result<String, Rejection> {
         check_words(source, text)?;
         self.check_length(source, text)?;
-        let text = restore(source.core, source.spans, &tidy(source.core, text));
+        let text = restore(source.core, source.spans, &source.tidied(text));
         check_text(source, &text)?;
         Ok(text)
     }
@@ -169,19 +187,18 @@ impl Verifier<'_> {
         if fits { Ok(()) } else { Err(Rejection::Length) }
     }
 
-    fn score(&self, source: &Source<'_>, text: &str, toxicity: f32, similarity: f32, mean_nll: f32) -> f32 {
+    fn score(&self, source: &Source<'_>, text: &str, toxicity: f32, similarity: f32, candidate: &Candidate) -> f32 {
         let weights = self.weights;
         // A likelihood that is not a number is the worst there is.
-        let nll = if mean_nll.is_nan() {
-            f32::INFINITY
-        } else {
-            mean_nll.max(0.0)
-        };
+        let comparable = |nll: f32| if nll.is_nan() { f32::INFINITY } else { nll.max(0.0) };
+        let likelihood = weights.nll_weight * comparable(candidate.mean_nll);
+        let fluency = candidate
+            .base_nll
+            .map_or(0.0, |nll| weights.fluency_weight * comparable(nll));
         let mut score = (1.0 - toxicity).powf(weights.toxicity_power)
             * similarity.powf(weights.similarity_power)
-            * (-weights.nll_weight * nll).exp();
+            * (-likelihood - fluency).exp();
         for (is_faulty, penalty) in [
-            (loses_negation(source.core, text), weights.negation_penalty),
             (changes_person(source.core, text), weights.person_penalty),
             (is_cut_short(source.core, text), weights.cut_short_penalty),
         ] {
@@ -239,6 +256,9 @@ fn check_text(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
     if asks(source) && !text.contains('?') {
         return Err(Rejection::Question);
     }
+    if loses_negation(source.core, text) {
+        return Err(Rejection::Negation);
+    }
     Ok(())
 }
 
@@ -269,12 +289,14 @@ mod tests {
             core,
             after: "",
             spans: &spans,
+            style: Style::Source,
         };
         let candidates: Vec<Candidate> = candidates
             .iter()
             .map(|&(text, mean_nll)| Candidate {
                 text: text.to_owned(),
                 mean_nll,
+                base_nll: None,
             })
             .collect();
         verifier.rank(&source, &candidates)
@@ -308,6 +330,7 @@ mod tests {
             assert_eq!(reason(source, candidate), expected, "{candidate}");
         }
         assert_eq!(reason("ask @Bob you idiot now", "ask him now"), "protected");
+        assert_eq!(reason("I don't like this stupid idea", "I like this idea"), "negation");
     }
 
     #[test]
@@ -315,7 +338,6 @@ mod tests {
         let ranking = rank(
             "I don't like this stupid idea",
             &[
-                ("I like this idea", 1.0),
                 ("I don't like this idea", 1.5),
                 ("You don't like this idea", 1.0),
                 ("I don't like this idea", 1.5),
@@ -325,7 +347,7 @@ mod tests {
         );
         let texts: Vec<&str> = ranking.accepted.iter().map(|a| a.text.as_str()).collect();
         assert_eq!(texts[0], "I don't like this idea");
-        assert_eq!(texts.len(), 5);
+        assert_eq!(texts.len(), 4);
         assert_eq!(*texts.last().unwrap(), "I don't like this odd idea");
     }
 
@@ -343,10 +365,12 @@ mod tests {
             core: "you fool",
             after: "",
             spans: &[],
+            style: Style::Source,
         };
         let candidate = Candidate {
             text: "you".into(),
             mean_nll: 0.0,
+            base_nll: None,
         };
         assert_eq!(verifier.rank(&source, &[candidate]).rejected, [Rejection::Toxic]);
     }

@@ -310,19 +310,25 @@ async fn likelihood_of(decoder: Decoder) {
     let adapter = Arc::new(tiny::adapter(&decoder));
     let engine = engine_on(decoder, limits());
     let decoder = tiny::tied();
-    let tokens = tiny::sequences(&[25], 21).remove(0);
+    let texts = [tiny::sequences(&[25, 3, 40, 1], 21), vec![Vec::new()]].concat();
     for adapter in [None, Some((adapter.clone(), 1.0))] {
         let adaptation = adapter
             .as_ref()
             .map_or(Adaptation::Base, |(adapter, _)| Adaptation::Lora(adapter));
-        let want = likelihood(&decoder, &tokens, 1, adaptation);
         let request = LikelihoodRequest {
-            tokens: tokens.clone(),
+            texts: texts.clone(),
             adapter: adapter.clone(),
         };
-        let got = engine.likelihood(request).await.unwrap();
-        assert_eq!(got.len(), want.len());
-        assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-4));
+        let got = engine.likelihoods(request).await.unwrap();
+        assert_eq!(got.len(), texts.len());
+        for (got, tokens) in got.iter().zip(&texts) {
+            let want = match tokens.len() {
+                0 | 1 => Vec::new(),
+                _ => likelihood(&decoder, tokens, 1, adaptation),
+            };
+            assert_eq!(got.len(), want.len());
+            assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 1e-4));
+        }
     }
 }
 
@@ -433,10 +439,13 @@ async fn what_cannot_be_computed_is_refused_before_it_meets_the_batch() {
         );
     }
     let unknown = LikelihoodRequest {
-        tokens: vec![4, 300],
+        texts: vec![vec![4, 300]],
         adapter: None,
     };
-    assert!(matches!(engine.likelihood(unknown).await, Err(EngineError::Invalid(_))));
+    assert!(matches!(
+        engine.likelihoods(unknown).await,
+        Err(EngineError::Invalid(_))
+    ));
     assert!(
         engine
             .generate(Generation {

@@ -27,7 +27,11 @@ impl Rewriter for Fake {
                 }
                 sentence => sentence.replace(", you stupid idiot", ""),
             };
-            let candidate = Candidate { text, mean_nll: 1.0 };
+            let candidate = Candidate {
+                text,
+                mean_nll: 1.0,
+                base_nll: None,
+            };
             Ok(Rewrites {
                 candidates: vec![candidate; request.candidates],
                 ..Rewrites::default()

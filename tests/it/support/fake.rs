@@ -86,7 +86,11 @@ impl Rewriter for FakeRewriter {
             let text = [", you stupid idiot", "stupid ", "idiot"]
                 .iter()
                 .fold(sentence.to_owned(), |text, insult| text.replace(insult, ""));
-            let candidate = Candidate { text, mean_nll: 1.0 };
+            let candidate = Candidate {
+                text,
+                mean_nll: 1.0,
+                base_nll: None,
+            };
             Ok(Rewrites {
                 candidates: vec![candidate],
                 prompt_tokens: 12,
