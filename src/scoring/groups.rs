@@ -1,7 +1,12 @@
 //! Sentences about groups of people that say nothing bad: the scorer must leave them alone.
 //!
 //! Group names stand in many toxic texts, so a model of words learns to fear the names. Training adds the
-//! [`training`] sentences as non-toxic; [`HELD_OUT`] sentences, of other wording, measure what is left.
+//! [`training`] sentences as non-toxic; [`HELD_OUT`] sentences, of other wording, measure what is left. What is left of it in doubtful texts is
+//! taken out by leaving the names out ([`mentions`]).
+
+use std::ops::Range;
+
+use super::normalize::View;
 
 const GROUPS: [&str; 48] = [
     "Muslim",
@@ -85,6 +90,25 @@ pub(super) const PLURALS: [&str; 28] = [
     "people with Down syndrome",
     "homeless people",
 ];
+
+/// Words that name a group and nothing else, in lower case.
+#[rustfmt::skip]
+const NAMES: &[&str] = &[
+    "african", "africans", "american", "arab", "arabs", "asian", "asians", "autistic", "bisexual", "black", "blacks", "catholic", "catholics", "chinese",
+    "christian", "christians", "deaf", "disabled", "gay", "gays", "hindu", "hindus", "hispanic", "homeless", "homosexual", "homosexuals", "immigrant",
+    "immigrants", "indian", "indians", "indigenous", "islam", "islamic", "jew", "jewish", "jews", "latina", "latino", "latinos", "lesbian", "lesbians",
+    "lgbt", "lgbtq", "mexican", "mexicans", "migrant", "migrants", "muslim", "muslims", "nigerian", "pakistani", "palestinian", "palestinians",
+    "refugee", "refugees", "roma", "sikh", "sikhs", "somali", "syrian", "syrians", "trans", "transgender", "white", "whites", "woman", "women",
+];
+
+/// The names of groups in a reading, as ranges of its tokens.
+pub(super) fn mentions(view: &View) -> Vec<Range<usize>> {
+    let named = view
+        .words()
+        .enumerate()
+        .filter(|(_, word)| NAMES.binary_search(word).is_ok());
+    named.map(|(at, _)| at..at + 1).collect()
+}
 
 const OF_ONE: [&str; 14] = [
     "My neighbour is {}.",
@@ -182,3 +206,13 @@ pub const HELD_OUT: [&str; 48] = [
     "Somali is spoken by about twenty million people.",
     "The Roma community elected a council.",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_in_order() {
+        assert!(NAMES.is_sorted());
+    }
+}

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::calibration::Calibration;
 use super::features::{BUCKET_BITS, Extractor, visit};
+use super::groups;
 use super::normalize::{View, views};
 use super::stance::unmeant;
 
@@ -64,6 +65,9 @@ pub struct Metadata {
 
 /// The log odds up to which a text is harmless, whatever its words are there for: a probability of about 0.2.
 const WORTH_A_SECOND_LOOK: f32 = -1.4;
+
+/// The log odds from which on a text says bad things of a group, and the group's name counts: a probability of about 0.75.
+const SAYS_BAD_THINGS: f32 = 1.1;
 
 /// Version of features and file layout.
 pub const FORMAT: u32 = 1;
@@ -166,18 +170,30 @@ impl ToxicityScorer {
     /// A reading of `text` without what is not meant by it, and its margin. A text that is harmless as it stands is not
     /// looked at any further.
     fn meant<'v>(&self, text: &str, view: &'v View) -> (Cow<'v, View>, f32) {
-        let margin = self.margin(view);
-        if self.metadata.calibration.logit(margin) > WORTH_A_SECOND_LOOK {
-            let unmeant = unmeant(text, view);
-            if !unmeant.is_empty() {
-                let rest = view.without(&unmeant);
-                let of_rest = self.margin(&rest);
-                if of_rest < margin {
-                    return (Cow::Owned(rest), of_rest);
-                }
-            }
+        let logit = |margin: f32| self.metadata.calibration.logit(margin);
+        let (mut reading, mut margin) = (Cow::Borrowed(view), self.margin(view));
+        if logit(margin) > WORTH_A_SECOND_LOOK {
+            (reading, margin) = self.less(reading, margin, &unmeant(text, view));
         }
-        (Cow::Borrowed(view), margin)
+        if logit(margin) > WORTH_A_SECOND_LOOK && logit(margin) < SAYS_BAD_THINGS {
+            let names = groups::mentions(&reading);
+            (reading, margin) = self.less(reading, margin, &names);
+        }
+        (reading, margin)
+    }
+
+    /// The reading without some of its tokens, where that is less toxic.
+    fn less<'v>(&self, reading: Cow<'v, View>, margin: f32, tokens: &[Range<usize>]) -> (Cow<'v, View>, f32) {
+        if tokens.is_empty() {
+            return (reading, margin);
+        }
+        let rest = reading.without(tokens);
+        let of_rest = self.margin(&rest);
+        if of_rest < margin {
+            (Cow::Owned(rest), of_rest)
+        } else {
+            (reading, margin)
+        }
     }
 
     fn weight(&self, bucket: u32) -> f32 {
@@ -212,7 +228,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::scoring::groups;
 
     fn scorer() -> &'static ToxicityScorer {
         static SCORER: std::sync::OnceLock<ToxicityScorer> = std::sync::OnceLock::new();
@@ -236,6 +251,20 @@ mod tests {
             "I hate Mondays",
         ] {
             assert!(scorer().score(text) < 0.5, "{text}: {}", scorer().score(text));
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_group_is_no_insult_and_saves_none() {
+        for text in [
+            "Jews, Christians and Muslims live in this street.",
+            "Black women deserve equal pay.",
+            "A Muslim woman was elected mayor.",
+        ] {
+            assert!(scorer().score(text) < 0.5, "{text}: {}", scorer().score(text));
+        }
+        for text in ["Muslims are disgusting animals.", "Women are stupid."] {
+            assert!(scorer().score(text) > 0.5, "{text}: {}", scorer().score(text));
         }
     }
 
