@@ -68,7 +68,7 @@ struct TrainArgs {
     #[arg(long, default_value_t = 3)]
     min_texts: u32,
     /// The share of toxic texts for which 0.5 means one half
-    #[arg(long, default_value_t = 0.51)]
+    #[arg(long, default_value_t = 0.48)]
     prior: f32,
     /// Parts the data is cut into for calibration
     #[arg(long, default_value_t = 6)]

@@ -63,8 +63,6 @@ mod unfit;
 pub mod verify;
 
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;
 
 pub use assemble::SegmentObserver;

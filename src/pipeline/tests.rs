@@ -1,5 +1,7 @@
 //! The whole pipeline, with scorers and rewriters that can be seen through.
 
+mod properties;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -45,7 +45,7 @@ impl Default for Weights {
     fn default() -> Self {
         Self {
             toxicity_power: 4.0,
-            similarity_power: 2.0,
+            similarity_power: 3.0,
             nll_weight: 0.2,
             fluency_weight: 0.4,
             person_penalty: 0.7,

@@ -4,9 +4,9 @@ use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 
-use super::checks::loses_negation;
-use super::testing::FakeRewriter;
-use super::*;
+use super::super::checks::loses_negation;
+use super::super::testing::FakeRewriter;
+use super::super::*;
 use crate::adapters::AdapterLease;
 
 static JUDGES: LazyLock<Judges> = LazyLock::new(|| Judges::built_in().unwrap());
