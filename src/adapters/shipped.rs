@@ -19,13 +19,23 @@ pub struct ShippedAdapter {
     weights: &'static [u8],
 }
 
-static SHIPPED: [ShippedAdapter; 1] = [ShippedAdapter {
-    name: "default",
-    number: 1,
-    base: "smollm2-135m",
-    config: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_config.json"),
-    weights: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_model.safetensors"),
-}];
+/// A version stays once it was shipped: deployments name it.
+static SHIPPED: [ShippedAdapter; 2] = [
+    ShippedAdapter {
+        name: "default",
+        number: 1,
+        base: "smollm2-135m",
+        config: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_config.json"),
+        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_model.safetensors"),
+    },
+    ShippedAdapter {
+        name: "default",
+        number: 2,
+        base: "smollm2-135m",
+        config: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_config.json"),
+        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_model.safetensors"),
+    },
+];
 
 impl ShippedAdapter {
     /// The newest shipped adapter that `wanted` means.
@@ -39,6 +49,13 @@ impl ShippedAdapter {
     /// The newest one shipped for a base model, as the catalogue names it.
     pub fn for_base(base: &str) -> Option<&'static Self> {
         SHIPPED.iter().rev().find(|shipped| shipped.base == base)
+    }
+
+    /// This one and those shipped before it for the same base, oldest first: registered in this order, each gets its own number.
+    pub fn with_older(&'static self) -> impl Iterator<Item = &'static Self> {
+        SHIPPED
+            .iter()
+            .filter(|shipped| (shipped.name, shipped.base) == (self.name, self.base) && shipped.number <= self.number)
     }
 
     /// What it is called.

@@ -96,15 +96,12 @@ async fn named(loader: &Loader, wanted: &AdapterRef) -> Result<AdapterVersion, C
     }
     let shipped = ShippedAdapter::find(wanted)
         .ok_or_else(|| failed("no such adapter is registered or shipped; name a PEFT folder, or `none`".to_owned()))?;
-    let version = shipped.version();
-    register(loader, version.name(), &shipped.files(), Source::Shipped)
-        .await
-        .map_err(|error| {
-            let base = shipped.base();
-            failed(format!(
-                "{error}; it was trained for {base}: use --model {base}, or --adapter none"
-            ))
-        })
+    register_shipped(loader, shipped).await.map_err(|error| {
+        let base = shipped.base();
+        failed(format!(
+            "{error}; it was trained for {base}: use --model {base}, or --adapter none"
+        ))
+    })
 }
 
 /// The adapter shipped for the model, registered.
@@ -119,9 +116,15 @@ async fn shipped(loader: &Loader, config: &ModelConfig) -> Result<AdapterVersion
             config.model
         ))
     })?;
-    register(loader, shipped.version().name(), &shipped.files(), Source::Shipped)
-        .await
-        .map_err(failed)
+    register_shipped(loader, shipped).await.map_err(failed)
+}
+
+async fn register_shipped(loader: &Loader, shipped: &'static ShippedAdapter) -> Result<AdapterVersion, String> {
+    let mut version = shipped.version();
+    for shipped in shipped.with_older() {
+        version = register(loader, shipped.version().name(), &shipped.files(), Source::Shipped).await?;
+    }
+    Ok(version)
 }
 
 async fn register(loader: &Loader, name: &str, files: &AdapterFiles, source: Source) -> Result<AdapterVersion, String> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
+use detoxd::adapters::ShippedAdapter;
 use detoxd::model::Decoder;
 use detoxd::model::layers::{Adaptation, LoraSpan};
 use detoxd::model::lora::LoraModel;
@@ -152,10 +153,14 @@ fn logits_with_an_adapter_trained_by_peft_are_those_of_peft() {
 }
 
 #[test]
-fn the_shipped_adapter_fits() {
+fn the_shipped_adapters_fit() {
     let Some(path) = file("DETOXD_TEST_BASE") else { return };
     let decoder = load(&path, Purpose::ServeQuantized);
-    let shipped = detoxd::adapters::ShippedAdapter::find(&"default@1".parse().unwrap()).unwrap();
-    let lease = shipped.load(decoder.config(), decoder.placement()).unwrap();
-    assert_eq!(lease.version().to_string(), "default@1");
+    for name in ["default@1", "default@2"] {
+        let shipped = ShippedAdapter::find(&name.parse().unwrap()).unwrap();
+        let lease = shipped.load(decoder.config(), decoder.placement()).unwrap();
+        assert_eq!(lease.version().to_string(), name);
+    }
+    let newest = ShippedAdapter::for_base("smollm2-135m").unwrap();
+    assert_eq!(newest.version().to_string(), "default@2");
 }
