@@ -3,7 +3,7 @@
 
     default-2-sets.py pairs DATA N              pairs whose human rewrite says it anew, not just leaves words out
     default-2-sets.py neutral DATA              harmless sentences, most of them ones that a classifier doubts
-    default-2-sets.py sets PAIRS SAMPLED POSTS NEUTRAL REWRITTEN
+    default-2-sets.py sets PAIRS SAMPLED NEUTRAL REWRITTEN
                                                 contrastive sets, one a line
 """
 import json, random, re, sys
@@ -94,7 +94,7 @@ def distinct(texts):
     return list(dict.fromkeys(texts))
 
 
-def sets(pairs_file, sampled, posts, neutral_file, rewritten):
+def sets(pairs_file, sampled, neutral_file, rewritten):
     draw, made = random.Random(5), []
     human = {row["toxic"]: row["neutral"] for row in load(pairs_file)}
     for row in load(sampled):
@@ -106,14 +106,6 @@ def sets(pairs_file, sampled, posts, neutral_file, rewritten):
         negatives = [printed(text) if draw.random() < 0.7 else text for text in row["negatives"] if text != anchor]
         negatives = distinct(text for text in [anchor, *negatives] if text not in positives)
         made.append({"anchor": anchor, "positives": positives[:4], "negatives": negatives[:6]})
-    for row in load(posts):
-        anchor = row["anchor"]
-        positives = [text for text in row["positives"] if any(word not in words(anchor) for word in words(text))]
-        positives = distinct(map(printed, positives))[:3]
-        negatives = [anchor, *(printed(text) for text in row["negatives"] if text != anchor)]
-        negatives = distinct(text for text in negatives if text not in positives)
-        if positives:
-            made.append({"anchor": anchor, "positives": positives, "negatives": negatives[:5]})
     letters = lambda text: re.sub(r"\W+", "", text.lower())
     outputs = [row["text"] for row in load(rewritten)]
     for text, output in zip(Path(neutral_file).read_text(encoding="utf-8").splitlines(), outputs, strict=True):
@@ -131,7 +123,7 @@ if __name__ == "__main__":
             pairs(Path(data), int(number))
         case ["neutral", data]:
             neutral(Path(data))
-        case ["sets", pairs_file, sampled, posts, neutral_file, rewritten]:
-            sets(pairs_file, sampled, posts, neutral_file, rewritten)
+        case ["sets", pairs_file, sampled, neutral_file, rewritten]:
+            sets(pairs_file, sampled, neutral_file, rewritten)
         case _:
             sys.exit(__doc__)

@@ -82,6 +82,39 @@ async fn one_text_in_a_list_gives_a_list() {
 }
 
 #[tokio::test]
+async fn explain_tells_what_there_was_to_choose_from() {
+    let app = App::new().await;
+    let body = |explain: bool| json!({ "text": format!("Hello. {TOXIC}"), "explain": explain });
+    let told = app.detoxify(body(true)).await.ok();
+    let [kept, rewritten] = &told["segments"].as_array().unwrap()[..] else {
+        panic!("{told}")
+    };
+    assert!(kept.get("candidates").is_none());
+    let best = &rewritten["candidates"][0];
+    assert!(told["text"].as_str().unwrap().ends_with(best["text"].as_str().unwrap()));
+    assert_eq!((&best["mean_nll"], &best["base_nll"]), (&json!(1.0), &json!(null)));
+    assert_eq!(best["toxicity"], rewritten["toxicity"]["output"]);
+    let silent = app.detoxify(body(false)).await.ok();
+    assert!(silent["segments"][1].get("candidates").is_none());
+}
+
+#[tokio::test]
+async fn a_sentence_that_the_model_must_not_see_says_why() {
+    let app = App::new().await;
+    let text = "See you at noon. Du bist ein Idiot. You idiot!";
+    let told = app.detoxify(json!({ "text": text })).await.ok();
+    let reasons: Vec<_> = told["segments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["reason"])
+        .collect();
+    assert_eq!(reasons, [&json!(null), &json!("language"), &json!("nothing_neutral")]);
+    assert_eq!(told["text"], "See you at noon. Du bist ein ***. You ***!");
+    assert_eq!(told["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
 async fn every_option_is_taken() {
     let answer = App::new()
         .await
