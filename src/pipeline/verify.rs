@@ -44,10 +44,10 @@ pub struct Weights {
 impl Default for Weights {
     fn default() -> Self {
         Self {
-            toxicity_power: 4.0,
+            toxicity_power: 8.0,
             similarity_power: 3.0,
             nll_weight: 0.2,
-            fluency_weight: 0.4,
+            fluency_weight: 0.3,
             person_penalty: 0.7,
             cut_short_penalty: 0.6,
             min_similarity: 0.3,
