@@ -6,7 +6,7 @@
 //!    and addresses and emoji at either end of a sentence are outside of what a model sees.
 //! 3. [`detoxify`] scores each sentence. At or under the threshold it is kept, byte for byte; a
 //!    text without a toxic sentence never reaches the model.
-//!    Of the others [`unfit`] finds those that no model can save: in another language, or nothing but an insult.
+//!    Of the others `unfit` finds those that no model can save: in another language, or nothing but an insult.
 //! 4. The others go to the [`rewriter`], side by side, equal ones once, if the request's [`turn`] comes soon enough.
 //! 5. `decide` takes the answer. [`verify`] ranks the candidates: [`tidy`] undoes the model's style, [`restore`] puts lost
 //!    names and addresses back, [`checks`] finds faults; the best that passes is taken.

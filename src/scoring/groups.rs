@@ -2,7 +2,7 @@
 //!
 //! Group names stand in many toxic texts, so a model of words learns to fear the names. Training adds the
 //! [`training`] sentences as non-toxic; [`HELD_OUT`] sentences, of other wording, measure what is left. What is left of it in doubtful texts is
-//! taken out by leaving the names out ([`mentions`]).
+//! taken out by leaving the names out (`mentions`).
 
 use std::ops::Range;
 
