@@ -87,6 +87,8 @@ pub struct LikelihoodRequest {
     pub texts: Vec<Vec<u32>>,
     /// The adapter and its strength; the base model without one.
     pub adapter: Option<(Arc<LoraModel>, f32)>,
+    /// Whom it is for, as in [`Generation`]; those for nobody wait behind each other.
+    pub fairness: Option<u64>,
 }
 
 impl LikelihoodRequest {
@@ -158,11 +160,11 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// Whom it is for. Likelihoods are asked for one by one and need no order of their own.
+    /// Whom it is for.
     pub(super) fn key(&self) -> u64 {
         match self {
             Self::Generate(generation, ..) => generation.fairness,
-            Self::Likelihood(..) => u64::MAX,
+            Self::Likelihood(request, _) => request.fairness.unwrap_or(u64::MAX),
         }
     }
 

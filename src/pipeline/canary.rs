@@ -50,6 +50,7 @@ impl EngineCanary {
         let request = LikelihoodRequest {
             texts: vec![self.prompt.clone()],
             adapter: adapter.map(|adapter| (Arc::clone(adapter), 1.0)),
+            fairness: None,
         };
         let likelihoods = self.engine.likelihoods(request).await.map_err(not_tried)?;
         Ok(likelihoods.concat())

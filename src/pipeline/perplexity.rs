@@ -102,6 +102,7 @@ impl ModelPerplexity {
             let request = LikelihoodRequest {
                 texts: vec![tokens[first..end].to_vec()],
                 adapter: adapter.clone(),
+                fairness: None,
             };
             for nll in self.engine.likelihoods(request).await? {
                 windows.push(Likelihood {

@@ -94,7 +94,7 @@ impl LanguageModelRewriter {
         }
         let started = Instant::now();
         if candidates.len() > 1 {
-            self.judge_fluency(&mut candidates).await?;
+            self.judge_fluency(&mut candidates, request.turn.number()).await?;
         }
         Ok(Rewrites {
             candidates,
@@ -106,7 +106,7 @@ impl LanguageModelRewriter {
     }
 
     /// How likely each candidate is for who has not read its source.
-    async fn judge_fluency(&self, candidates: &mut [Candidate]) -> Result<(), RewriteError> {
+    async fn judge_fluency(&self, candidates: &mut [Candidate], fairness: u64) -> Result<(), RewriteError> {
         let mut texts = Vec::with_capacity(candidates.len());
         for candidate in candidates.iter() {
             let mut tokens = self.tokenizer.leading_tokens().to_vec();
@@ -114,10 +114,12 @@ impl LanguageModelRewriter {
             tokens.extend(encoded.map_err(|error| RewriteError::Failed(error.to_string()))?);
             texts.push(tokens);
         }
-        let likelihoods = self
-            .engine
-            .likelihoods(LikelihoodRequest { texts, adapter: None })
-            .await?;
+        let request = LikelihoodRequest {
+            texts,
+            adapter: None,
+            fairness: Some(fairness),
+        };
+        let likelihoods = self.engine.likelihoods(request).await?;
         for (candidate, nll) in candidates.iter_mut().zip(likelihoods) {
             candidate.base_nll = (!nll.is_empty()).then(|| nll.iter().sum::<f32>() / nll.len() as f32);
         }

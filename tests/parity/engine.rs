@@ -318,6 +318,7 @@ async fn likelihood_of(decoder: Decoder) {
         let request = LikelihoodRequest {
             texts: texts.clone(),
             adapter: adapter.clone(),
+            fairness: None,
         };
         let got = engine.likelihoods(request).await.unwrap();
         assert_eq!(got.len(), texts.len());
@@ -441,6 +442,7 @@ async fn what_cannot_be_computed_is_refused_before_it_meets_the_batch() {
     let unknown = LikelihoodRequest {
         texts: vec![vec![4, 300]],
         adapter: None,
+        fairness: None,
     };
     assert!(matches!(
         engine.likelihoods(unknown).await,
