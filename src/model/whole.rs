@@ -1,4 +1,4 @@
-//! A decoder that is itself trained: from random weights, through variables, to a folder in Hugging Face layout.
+//! A decoder that is itself trained: from random weights or a folder's, through variables, to a folder in Hugging Face layout.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const WEIGHTS: &str = "model.safetensors";
 /// Standard deviation of new weights.
 const INITIAL_DEVIATION: f64 = 0.02;
 
-/// A model without weights: the `config.json` and `tokenizer.json` of a folder.
+/// The shape of a model that is to be trained: the `config.json` and `tokenizer.json` of a folder.
 #[derive(Debug)]
 pub struct Blueprint {
     folder: PathBuf,
@@ -80,6 +80,18 @@ impl Blueprint {
     /// The model's shape.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// A decoder of this shape whose weights are variables: those of the folder, where it has a `model.safetensors`, else
+    /// [random ones](Self::initialise).
+    ///
+    /// # Errors
+    /// When the folder's weights don't fit its configuration, or memory cannot be had.
+    pub fn begin(&self, device: &Device, rng: &mut StdRng) -> Result<Decoder, ModelError> {
+        if self.folder.join(WEIGHTS).exists() {
+            return self.load(&self.folder, device);
+        }
+        self.initialise(device, rng)
     }
 
     /// A decoder of this shape whose weights are variables, drawn from a normal distribution: of deviation 0.02, and of
@@ -416,6 +428,27 @@ mod tests {
         }
         let other = Blueprint::open(&fixture("tied")).unwrap();
         assert!(other.load(folder.path(), &Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn training_begins_with_the_weights_of_the_folder_if_it_has_any() {
+        let blueprint = Blueprint::open(&fixture("untied")).unwrap();
+        let begun = blueprint.begin(&Device::Cpu, &mut StdRng::seed_from_u64(3)).unwrap();
+        let files = ModelFiles::open(&fixture("untied")).unwrap();
+        let read = files.load(Purpose::TrainWhole, &Device::Cpu).unwrap();
+        let norm = |decoder: &Decoder| {
+            let (_, tensor) = parameters(decoder).unwrap().swap_remove(0);
+            tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert_eq!(norm(&begun), norm(&read));
+
+        let bare = tempfile::tempdir().unwrap();
+        for name in [CONFIG, TOKENIZER] {
+            std::fs::copy(fixture("untied").join(name), bare.path().join(name)).unwrap();
+        }
+        let random = Blueprint::open(bare.path()).unwrap();
+        let random = random.begin(&Device::Cpu, &mut StdRng::seed_from_u64(3)).unwrap();
+        assert_ne!(norm(&random), norm(&read));
     }
 
     #[test]

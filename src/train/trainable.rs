@@ -116,7 +116,7 @@ impl<'a> Start<'a> {
             },
             Self::NewModel { blueprint, device } => Trainable::Whole {
                 blueprint,
-                decoder: blueprint.initialise(&device, &mut rng)?,
+                decoder: blueprint.begin(&device, &mut rng)?,
             },
         })
     }
