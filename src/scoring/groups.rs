@@ -101,13 +101,24 @@ const NAMES: &[&str] = &[
     "refugee", "refugees", "roma", "sikh", "sikhs", "somali", "syrian", "syrians", "trans", "transgender", "white", "whites", "woman", "women",
 ];
 
-/// The names of groups in a reading, as ranges of its tokens.
+/// Whom they are said of counts.
+const HOSTILE: &[&str] = &[
+    "despise", "despises", "detest", "detests", "hate", "hates", "kill", "killing", "loathe", "loathes",
+];
+/// Words between hostility and the group, at most.
+const HOSTILE_REACH: usize = 2;
+
+/// The names of groups in a reading, as ranges of its tokens; but for those that something hostile is said of in so many words, unless that
+/// is denied.
 pub(super) fn mentions(view: &View) -> Vec<Range<usize>> {
-    let named = view
-        .words()
-        .enumerate()
-        .filter(|(_, word)| NAMES.binary_search(word).is_ok());
-    named.map(|(at, _)| at..at + 1).collect()
+    let words: Vec<&str> = view.words().collect();
+    let is_hated = |at: usize| {
+        let hostile = (at.saturating_sub(HOSTILE_REACH + 1)..at).find(|&at| HOSTILE.contains(&words[at]));
+        let is_denied = |word: &&str| word.ends_with("n't") || matches!(*word, "not" | "never" | "nobody" | "dont");
+        hostile.is_some_and(|hostile| !words[hostile.saturating_sub(2)..hostile].iter().any(is_denied))
+    };
+    let is_named = |&at: &usize| NAMES.binary_search(&words[at]).is_ok() && !is_hated(at);
+    (0..words.len()).filter(is_named).map(|at| at..at + 1).collect()
 }
 
 const OF_ONE: [&str; 14] = [

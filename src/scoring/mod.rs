@@ -4,11 +4,13 @@
 //! classifier or a sentence-embedding model that the user names in their place.
 //!
 //! Text in, numbers out: what to do about a score is the pipeline's business.
+
 pub mod calibration;
 pub mod contrasts;
 pub mod corpus;
 pub mod encoder;
 pub mod evaluate;
+mod explicit;
 pub mod features;
 pub mod groups;
 pub mod judge;

@@ -9,8 +9,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::calibration::Calibration;
+use super::explicit;
 use super::features::{BUCKET_BITS, Extractor, visit};
 use super::groups;
+use super::logistic::sigmoid;
 use super::normalize::{View, views};
 use super::stance::unmeant;
 
@@ -68,6 +70,9 @@ const WORTH_A_SECOND_LOOK: f32 = -1.4;
 
 /// The log odds from which on a text says bad things of a group, and the group's name counts: a probability of about 0.75.
 const SAYS_BAD_THINGS: f32 = 1.1;
+
+/// The log odds of a text with an insult that has no other use, at least: a probability of 0.6.
+const OUTRIGHT: f32 = 0.405;
 
 /// Version of features and file layout.
 pub const FORMAT: u32 = 1;
@@ -129,10 +134,13 @@ impl ToxicityScorer {
         &self.metadata
     }
 
-    /// Calibrated P(toxic), 0..=1: that of the worst reading of the text.
+    /// Calibrated P(toxic), 0..=1: that of the worst reading of the text, and at least 0.6 where it has an insult that can be nothing else.
     pub fn score(&self, text: &str) -> f32 {
-        let worst = views(text).iter().map(|view| self.meant(text, view).1).reduce(f32::max);
-        worst.map_or(0.0, |margin| self.metadata.calibration.probability(margin))
+        let worst = views(text)
+            .iter()
+            .map(|view| self.read(text, view).logit())
+            .reduce(f32::max);
+        worst.map_or(0.0, sigmoid)
     }
 
     /// What each word adds to the log odds, as byte ranges of `text` in order.
@@ -141,11 +149,11 @@ impl ToxicityScorer {
     /// reading of the text. URLs and @names have no entry. The sum and the bias make up the text's log odds.
     pub fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
         let views = views(text);
-        let readings = views.iter().map(|view| self.meant(text, view));
-        let Some((view, _)) = readings.max_by(|a, b| a.1.total_cmp(&b.1)) else {
+        let readings = views.iter().map(|view| self.read(text, view));
+        let Some(reading) = readings.max_by(|a, b| a.logit().total_cmp(&b.logit())) else {
             return Vec::new();
         };
-        let view = view.as_ref();
+        let view = reading.view.as_ref();
         // One feature counted twice adds (1 + ln 2) times its weight: each occurrence gets half of that.
         let mut shares: HashMap<u32, f32> = HashMap::new();
         let mut extractor = Extractor::default();
@@ -164,10 +172,23 @@ impl ToxicityScorer {
                 words[last].1 += logit / 2.0;
             }
         });
+        for &at in &reading.insults {
+            words[at].1 += reading.lift() / reading.insults.len() as f32;
+        }
         words
     }
 
-    /// A reading of `text` without what is not meant by it, and its margin. A text that is harmless as it stands is not
+    /// What a view says once what is not meant by it is left out.
+    fn read<'v>(&self, text: &str, view: &'v View) -> Reading<'v> {
+        let (view, margin) = self.meant(text, view);
+        Reading {
+            insults: explicit::insults(&view).collect(),
+            of_words: self.metadata.calibration.logit(margin),
+            view,
+        }
+    }
+
+    /// A view without what is not meant by it, and its margin. A text that is harmless as it stands is not
     /// looked at any further.
     fn meant<'v>(&self, text: &str, view: &'v View) -> (Cow<'v, View>, f32) {
         let logit = |margin: f32| self.metadata.calibration.logit(margin);
@@ -207,6 +228,30 @@ impl ToxicityScorer {
             extractor.extract(view, |bucket, value, _| margin += self.weight(bucket) * value);
             margin
         })
+    }
+}
+
+/// What a text says in one of its views.
+struct Reading<'v> {
+    view: Cow<'v, View>,
+    /// Log odds by the weights of the n-grams.
+    of_words: f32,
+    /// Which tokens are insults that have no other use.
+    insults: Vec<usize>,
+}
+
+impl Reading<'_> {
+    /// What the insults add to the log odds.
+    fn lift(&self) -> f32 {
+        if self.insults.is_empty() {
+            0.0
+        } else {
+            (OUTRIGHT - self.of_words).max(0.0)
+        }
+    }
+
+    fn logit(&self) -> f32 {
+        self.of_words + self.lift()
     }
 }
 
@@ -263,7 +308,11 @@ mod tests {
         ] {
             assert!(scorer().score(text) < 0.5, "{text}: {}", scorer().score(text));
         }
-        for text in ["Muslims are disgusting animals.", "Women are stupid."] {
+        for text in [
+            "Muslims are disgusting animals.",
+            "Women are stupid.",
+            "I hate gay people.",
+        ] {
             assert!(scorer().score(text) > 0.5, "{text}: {}", scorer().score(text));
         }
     }

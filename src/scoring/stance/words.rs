@@ -151,6 +151,14 @@ pub(super) const SENSES: &[Sense] = &[
     },
     Sense {
         words: &[
+            "dick",
+        ],
+        beside: &[
+            "tom", "harry", "moby", "cheney", "tracy", "grayson", "whittington",
+        ],
+    },
+    Sense {
+        words: &[
             "tit", "tits", "boobies", "booby", "shag", "shags",
         ],
         beside: &[
