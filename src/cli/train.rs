@@ -35,7 +35,7 @@ pub struct TrainArgs {
     #[arg(long, env = "DETOXD_MODEL", default_value = "smollm2-135m")]
     model: String,
     /// Instead of an adapter on --model, trains every weight of a model of its own: a folder with its config.json and
-    /// tokenizer.json, and model.safetensors where training is not to begin with random weights
+    /// tokenizer.json, and *.safetensors where training is not to begin with random weights
     #[arg(long, value_name = "FOLDER", conflicts_with = "init_adapter")]
     new_model: Option<PathBuf>,
     /// Folder for models that are fetched [default: $XDG_CACHE_HOME/detoxd, else ~/.cache/detoxd]

@@ -82,13 +82,19 @@ impl Blueprint {
         &self.config
     }
 
-    /// A decoder of this shape whose weights are variables: those of the folder, where it has a `model.safetensors`, else
+    /// A decoder of this shape whose weights are variables: those of the folder, where it has `.safetensors` files, else
     /// [random ones](Self::initialise).
     ///
     /// # Errors
     /// When the folder's weights don't fit its configuration, or memory cannot be had.
     pub fn begin(&self, device: &Device, rng: &mut StdRng) -> Result<Decoder, ModelError> {
-        if self.folder.join(WEIGHTS).exists() {
+        let mut files = std::fs::read_dir(&self.folder).map_err(ModelError::io(&self.folder))?;
+        let is_weights = |file: std::fs::DirEntry| {
+            file.path()
+                .extension()
+                .is_some_and(|extension| extension == "safetensors")
+        };
+        if files.any(|file| file.is_ok_and(is_weights)) {
             return self.load(&self.folder, device);
         }
         self.initialise(device, rng)
