@@ -115,7 +115,7 @@ fn list(catalogue: &Catalogue, cache: &Path, verify: bool) -> anyhow::Result<()>
     for entry in catalogue.entries() {
         let path = catalogue::location(entry, cache);
         let state = if !path.exists() {
-            "absent"
+            if entry.is_built_in() { "built-in" } else { "absent" }
         } else if verify {
             if catalogue::verify(entry, cache) {
                 "verified"

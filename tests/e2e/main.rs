@@ -81,6 +81,31 @@ fn rewrite_gives_a_line_for_a_line_and_nothing_else() {
 }
 
 #[test]
+fn the_model_within_the_program_rewrites_without_a_network() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = detoxd(&["rewrite", "--json", "--model", "tiny"]);
+    command
+        .env("DETOXD_CACHE_DIR", cache.path())
+        .env("HTTPS_PROXY", "http://127.0.0.1:9")
+        .env("PIP_INDEX_URL", "http://127.0.0.1:9");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let input = b"Stop talking, you idiot, the meeting with Anna is at 5.\n";
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["segments"][0]["action"], "rewritten", "{result}");
+    assert_eq!(
+        (&result["model"], &result["adapter"]),
+        (&"tiny".into(), &"tiny@1".into())
+    );
+    let text = result["text"].as_str().unwrap();
+    assert!(
+        text.contains("meeting") && text.contains('5') && !text.contains("idiot"),
+        "{text}"
+    );
+}
+
+#[test]
 fn json_results_are_objects_that_name_their_adapter() {
     let output = rewrite(&["--json"], b"You stupid fool, close the window.\n");
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -73,6 +73,8 @@ pub struct ModelFile {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Source {
+    /// The program itself.
+    Binary,
     /// A file of a repository on a model hub.
     Hub {
         /// `owner/name`.
@@ -98,6 +100,7 @@ pub enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Binary => f.write_str("this program"),
             Self::Hub { repository, .. } => write!(f, "hub repository {repository}"),
             Self::Pip { package, version, .. } => write!(f, "Python package {package} {version}"),
         }
@@ -148,6 +151,12 @@ impl Entry {
     /// Size of all files.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Whether the program has all its files within itself.
+    pub fn is_built_in(&self) -> bool {
+        let built_in = |file: &ModelFile| file.sources.iter().any(|source| matches!(source, Source::Binary));
+        self.files.iter().all(built_in)
     }
 
     fn check(&self) -> Result<(), CatalogueError> {

@@ -9,6 +9,7 @@
 
 mod cache;
 mod checksum;
+mod embedded;
 mod entry;
 mod hub;
 mod hub_id;

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fmt,
+    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -13,6 +14,7 @@ use tempfile::Builder;
 use super::{
     Entry, ModelFile, Progress, Source,
     cache::{self, CacheError, Incoming, Lock, Mismatch, TEMPORARY_PREFIX},
+    embedded,
     hub::{Hub, HubError},
     pip::{self, PipError},
     progress::Meter,
@@ -102,6 +104,8 @@ pub struct Attempt {
 
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
+    #[error("has no such file")]
+    NotInBinary,
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(transparent)]
@@ -178,6 +182,12 @@ fn fetch_from(
 ) -> Result<(), SourceError> {
     let mut incoming = Incoming::new(file, folder)?;
     match source {
+        Source::Binary => {
+            let content = embedded::file(&file.name).ok_or(SourceError::NotInBinary)?;
+            incoming
+                .write_all(content)
+                .map_err(CacheError::io("writing to", folder))?;
+        }
         Source::Hub {
             repository,
             revision,
@@ -252,6 +262,7 @@ impl Exhausted {
     fn by_hand(&self, source: &Source, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, .. } = self;
         match source {
+            Source::Binary => Ok(()),
             Source::Hub {
                 repository,
                 revision,

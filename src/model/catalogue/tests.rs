@@ -408,3 +408,19 @@ fn only_the_models_own_file_can_be_imported() {
     let path = import(&entry(), &source, cache.path()).unwrap();
     assert_cached(&path, cache.path());
 }
+
+#[test]
+fn a_model_of_the_program_needs_no_network() {
+    let catalogue = Catalogue::embedded().unwrap();
+    let entry = catalogue.entry("tiny").unwrap();
+    assert!(entry.bytes() < 30_000_000, "{} bytes", entry.bytes());
+    let cache = TempDir::new().unwrap();
+    let path = pull_through(
+        entry,
+        cache.path(),
+        Progress::Silent,
+        &network("http://127.0.0.1:9", Vec::new()),
+    )
+    .unwrap();
+    assert_eq!(fs::metadata(path).unwrap().len(), entry.bytes());
+}
