@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # How assets/models/tiny and assets/adapters/tiny/tiny-1 were made from smollm2-135m and default@2: about an hour and a half on two cores.
+# The data came from an earlier form of tiny-data.py; these commands make data of the same kinds and sizes.
 #
 #   DATA=folder with detox/train.jsonl, text/comments.neutral.txt, text/reddit.txt.zst and lexicon.txt
 #   SETS=the sets of default@2 (runs/default-2.sh: sets.jsonl); SAMPLED=its samples of default@1 (sampled.jsonl)
