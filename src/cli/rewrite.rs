@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::{ConfigError, JudgeSettings, LogSettings, ModelSettings, Policy, PolicySettings},
     http::{DetoxifyResult, Service},
-    pipeline::{Detoxified, Detoxifier, DetoxifyError, Options, RewriteError, Strength},
+    pipeline::{Detoxified, Detoxifier, DetoxifyError, Guidance, Options, OutOfRange, RewriteError, Strength},
 };
 
 /// Arguments of `detoxd rewrite`.
@@ -47,6 +47,10 @@ pub struct How {
     /// Scale of the adapter: 0 is the bare base model, 1 the adapter as trained, at most 2.
     #[arg(long, value_name = "SCALE", default_value_t = 1.0)]
     pub strength: f32,
+    /// Model arithmetic at every token: how far beyond the adapter, away from the bare base model, the log-probabilities are taken, at most 2.
+    /// Twice the work.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    pub guidance: f32,
     /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -74,13 +78,15 @@ impl How {
     /// When the strength is out of range.
     pub fn options(&self, policy: &Policy, service: &Service) -> Result<Options, RewriteFailure> {
         let mut options = policy.options(service.residents.active());
-        options.strength = Strength::new(self.strength).map_err(|reason| {
+        let invalid = |setting, value: f32, reason: OutOfRange| {
             RewriteFailure::Config(ConfigError::Invalid {
-                setting: "strength",
-                value: self.strength.to_string(),
+                setting,
+                value: value.to_string(),
                 reason: reason.to_string(),
             })
-        })?;
+        };
+        options.strength = Strength::new(self.strength).map_err(|reason| invalid("strength", self.strength, reason))?;
+        options.guidance = Guidance::new(self.guidance).map_err(|reason| invalid("guidance", self.guidance, reason))?;
         options.seed = self.seed;
         options.verify = !self.no_verify;
         options.whole_text = self.whole_line;

@@ -60,6 +60,9 @@ pub struct Generation {
     pub sampling: Sampling,
     /// The adapter and its strength; the base model without one.
     pub adapter: Option<(Arc<LoraModel>, f32)>,
+    /// Model arithmetic (Dekoninck et al. 2024): where it is over 0, tokens are chosen by `log p + guidance * (log p - log p_base)`, `p` being the
+    /// probabilities under the adapter and `p_base` those of the bare base model after the same tokens. Everything is computed twice then.
+    pub guidance: f32,
     /// When the answer is no longer wanted.
     pub deadline: Option<Instant>,
     /// Token ids that the continuation is expected to copy for the most part; empty without such. What is written does not depend on them.
@@ -69,9 +72,24 @@ pub struct Generation {
 }
 
 impl Generation {
+    /// Whether the bare base model has a say.
+    pub(super) fn is_guided(&self) -> bool {
+        self.guidance > 0.0
+    }
+
+    /// How often everything is computed.
+    fn sides(&self) -> usize {
+        if self.is_guided() { 2 } else { 1 }
+    }
+
+    /// Places in the batch.
+    pub(super) fn sequences(&self) -> usize {
+        self.candidates * self.sides()
+    }
+
     /// Tokens of its prompt and its continuations at their longest.
     pub(super) fn most_tokens(&self) -> usize {
-        self.prompt.len() + self.candidates * self.max_new_tokens
+        (self.prompt.len() + self.candidates * self.max_new_tokens) * self.sides()
     }
 
     /// Roughly how much work it is.
@@ -187,7 +205,7 @@ impl Command {
     /// Places in the batch.
     pub(super) fn sequences(&self) -> usize {
         match self {
-            Self::Generate(generation, ..) => generation.candidates,
+            Self::Generate(generation, ..) => generation.sequences(),
             Self::Likelihood(..) => 0,
         }
     }
@@ -260,6 +278,9 @@ impl Engine {
             return Err(EngineError::Invalid(
                 "a prompt, candidates and tokens to generate are needed".to_owned(),
             ));
+        }
+        if !(0.0..f32::INFINITY).contains(&generation.guidance) {
+            return Err(EngineError::Invalid(format!("guidance by {}", generation.guidance)));
         }
         if generation.prompt.len() + generation.max_new_tokens > positions {
             return Err(EngineError::Invalid(format!(

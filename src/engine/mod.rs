@@ -3,7 +3,7 @@
 //! - [`Engine`] (`handle`) is what others hold; it sends requests to one thread and waits for answers.
 //! - `scheduler` is that thread: it owns every sequence and its cache, and nobody else touches them; `step` is one forward pass.
 //! - `queue` is what waits, in a fair order; `prefixes` what is remembered of prompts.
-//! - `sequence` is one request's state in the batch; `sampling` chooses tokens from logits; `scoring` is a text's likelihood.
+//! - `sequence` is one request's state in the batch, `caches` what it remembers; `sampling` chooses tokens from logits; `scoring` is a text's likelihood.
 //! - `draft` guesses tokens from a source; `pace` measures what guesses cost and bring, and says how many to make.
 //! - `activity` is what it counts, and whether it makes progress; `load` says how long a newcomer would wait.
 //!
@@ -11,6 +11,7 @@
 //! **Invariant:** this room sees token ids only; it knows no text, no prompt and no HTTP.
 
 mod activity;
+mod caches;
 mod draft;
 mod handle;
 mod load;

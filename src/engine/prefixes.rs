@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use candle_core::Result;
 
 use super::handle::Generation;
-use crate::model::kv_cache::{CacheSpace, KvCache};
+use crate::model::kv_cache::KvCache;
 use crate::model::lora::LoraModel;
 
 /// Fewer tokens than this are computed as fast as they are found.
@@ -67,12 +67,11 @@ impl Prefixes {
         }
     }
 
-    /// A cache for the generation's prompt that holds as much of its beginning as is known.
+    /// Fills an empty cache of the generation's prompt with as much of its beginning as is known.
     ///
     /// # Errors
     /// When a kept cache is not what it should be.
-    pub(super) fn begin(&mut self, generation: &Generation, caches: &CacheSpace) -> Result<KvCache> {
-        let mut cache = caches.cache(generation.prompt.len());
+    pub(super) fn begin(&mut self, generation: &Generation, cache: &mut KvCache) -> Result<()> {
         let longest = (0..self.entries.len())
             .filter(|&index| self.entries[index].under.is(generation))
             .map(|index| (shared(&generation.prompt, &self.entries[index].tokens), index))
@@ -84,7 +83,7 @@ impl Prefixes {
             cache.extend_from(&entry.cache, 0..same)?;
             self.entries.push_back(entry);
         }
-        Ok(cache)
+        Ok(())
     }
 
     /// Keeps a prompt that was computed.

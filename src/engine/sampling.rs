@@ -1,5 +1,7 @@
 //! Choosing tokens from logits.
 
+use std::borrow::Cow;
+
 use multiversion::multiversion;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -50,7 +52,7 @@ impl Sampler {
     /// alone, and not on which logits were computed together.
     pub fn choose(&mut self, row: &Row<'_>) -> Choice {
         let token = if self.temperature <= 0.0 {
-            argmax(row.logits, row.largest)
+            argmax(&row.scores, row.largest)
         } else {
             row.draw(self.rng.random::<f32>())
         };
@@ -61,12 +63,15 @@ impl Sampler {
     }
 }
 
-/// Logits `[vocabulary]` that any number of samplers of a request choose from.
+/// Logits `[vocabulary]` that any number of samplers of a request choose from. Likelihoods are always those of the logits.
 pub struct Row<'a> {
     logits: &'a [f32],
-    largest: f32,
-    /// Logarithm of the sum of the exponentials.
+    /// Logarithm of the sum of their exponentials.
     log_total: f32,
+    /// What tokens are chosen by: the logits themselves unless they are guided.
+    scores: Cow<'a, [f32]>,
+    /// The largest score.
+    largest: f32,
     /// The tokens to draw from with their weights, the likeliest first; empty where nothing is drawn.
     nucleus: Vec<(usize, f32)>,
     /// Sum of their weights.
@@ -77,19 +82,49 @@ impl<'a> Row<'a> {
     /// What greedy samplers need, and with `sampling` what those need that draw.
     pub fn new(logits: &'a [f32], sampling: Option<Sampling>) -> Self {
         let (largest, log_total) = log_sum_exp(logits);
-        let mut row = Self {
+        Self {
             logits,
-            largest,
             log_total,
+            scores: Cow::Borrowed(logits),
+            largest,
             nucleus: Vec::new(),
             mass: 0.0,
+        }
+        .sampled(sampling)
+    }
+
+    /// The same by `log p + guidance * (log p - log p_base)`, where `base` are the logits of another model. What is implausible under `p` stays so
+    /// however unlikely the other finds it (Li et al. 2023, contrastive decoding): it could be anything.
+    pub fn guided(logits: &'a [f32], base: &[f32], guidance: f32, sampling: Option<Sampling>) -> Self {
+        /// Share of the likeliest token's probability below which a token is implausible.
+        const PLAUSIBLE: f32 = 0.1;
+        let (largest, log_total) = log_sum_exp(logits);
+        let (_, base_log_total) = log_sum_exp(base);
+        let floor = largest + PLAUSIBLE.ln();
+        let score = |(own, base): (&f32, &f32)| {
+            let (own_log, base_log) = (own - log_total, base - base_log_total);
+            let score = own_log + guidance * (own_log - base_log);
+            if *own < floor { f32::NEG_INFINITY } else { score }
         };
+        let scores: Vec<f32> = logits.iter().zip(base).map(score).collect();
+        Self {
+            logits,
+            log_total,
+            largest: max(&scores),
+            scores: Cow::Owned(scores),
+            nucleus: Vec::new(),
+            mass: 0.0,
+        }
+        .sampled(sampling)
+    }
+
+    fn sampled(mut self, sampling: Option<Sampling>) -> Self {
         if let Some(Sampling { temperature, top_p, .. }) = sampling
             && temperature > 0.0
         {
-            row.cut(temperature, top_p);
+            self.cut(temperature, top_p);
         }
-        row
+        self
     }
 
     fn cut(&mut self, temperature: f32, top_p: f32) {
@@ -98,7 +133,7 @@ impl<'a> Row<'a> {
         let floor = self.largest - CUT * temperature;
         let weight = |logit: f32| ((logit - self.largest) / temperature).exp();
         let mut kept: Vec<(usize, f32)> = self
-            .logits
+            .scores
             .iter()
             .enumerate()
             .filter(|(_, logit)| **logit > floor)
@@ -126,7 +161,7 @@ impl<'a> Row<'a> {
         }
         match self.nucleus.first() {
             Some((token, _)) => *token,
-            None => argmax(self.logits, self.largest),
+            None => argmax(&self.scores, self.largest),
         }
     }
 }
@@ -172,6 +207,22 @@ mod tests {
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum();
         assert_eq!(choice.token, 1);
         assert!((choice.nll - (total.ln() - 3.0)).abs() < 1e-5);
+    }
+
+    #[test]
+    fn guidance_moves_away_from_the_base_among_plausible_tokens() {
+        // The base likes token 1 as well, tokens 2 and 3 not at all.
+        let base = [0.0, 3.0, -9.0, -90.0, 1.0];
+        let choose = |guidance| Sampler::new(sampling(1.0), 0).choose(&Row::guided(&LOGITS, &base, guidance, None));
+        assert_eq!(choose(0.01).token, 1);
+        assert_eq!(choose(0.5).token, 2);
+        // However much it is, token 3 is out of the question.
+        assert_eq!(choose(50.0).token, 2);
+        let plain = Row::new(&LOGITS, None);
+        assert!((choose(0.5).nll - (plain.log_total - LOGITS[2])).abs() < 1e-6);
+        let row = Row::guided(&LOGITS, &base, 50.0, Some(sampling(1.0)));
+        let mut sampler = Sampler::new(sampling(1.0), 1);
+        assert!((0..100).all(|_| sampler.choose(&row).token == 2));
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Scheduler {
     /// Takes requests into the batch while there is room, in a fair order.
     fn admit(&mut self) {
         loop {
-            let running: usize = self.groups.iter().map(|group| group.generation.candidates).sum();
+            let running: usize = self.groups.iter().map(|group| group.generation.sequences()).sum();
             let held = self.held_tokens();
             let is_empty = self.groups.is_empty() && self.scoring.is_empty();
             let (config, groups) = (&self.config, &self.groups);
@@ -92,7 +92,7 @@ impl Scheduler {
                     let own: usize = groups
                         .iter()
                         .filter(|group| group.generation.fairness == key)
-                        .map(|group| group.generation.candidates)
+                        .map(|group| group.generation.sequences())
                         .sum();
                     own == 0 || own + command.sequences() <= share
                 },

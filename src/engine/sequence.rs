@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use candle_core::Result;
 use tokio::sync::oneshot;
 
+use super::caches::Caches;
 use super::draft::{Draft, Trust};
 use super::handle::{Completion, EngineError, Generated, Generation, Timing};
 use super::pace::{Pace, Rate, Slot};
@@ -18,7 +19,7 @@ pub(super) struct Group {
     pub generation: Generation,
     pub reply: oneshot::Sender<std::result::Result<Generated, EngineError>>,
     /// Keys and values of the prompt, while it is being computed.
-    pub prompt: Option<KvCache>,
+    pub prompt: Option<Caches>,
     pub branches: Vec<Branch>,
     candidates: Vec<Candidate>,
     /// Where drafts begin.
@@ -31,7 +32,7 @@ pub(super) struct Group {
 /// What candidates have in common that have written the same so far: the next token is computed once for all of them.
 pub(super) struct Branch {
     /// Keys and values of all tokens but the last.
-    pub cache: KvCache,
+    pub caches: Caches,
     /// The token that was written last.
     pub last: u32,
     /// How many were written.
@@ -77,7 +78,7 @@ impl Group {
         caches: &CacheSpace,
         pace: &Pace,
     ) -> Self {
-        let prompt = caches.cache(0);
+        let prompt = Caches::empty(caches, 0, generation.is_guided());
         let candidates = (0..generation.candidates)
             .map(|index| Candidate {
                 tokens: Vec::new(),
@@ -103,7 +104,11 @@ impl Group {
     pub(super) fn reuse(&mut self, prefixes: &mut Prefixes, caches: &CacheSpace) -> Result<usize> {
         match &mut self.prompt {
             Some(prompt) if prompt.positions() == 0 => {
-                *prompt = prefixes.begin(&self.generation, caches)?;
+                *prompt = Caches::empty(caches, self.generation.prompt.len(), self.generation.is_guided());
+                // What the base made of a prompt is not kept.
+                if !self.generation.is_guided() {
+                    prefixes.begin(&self.generation, &mut prompt.own)?;
+                }
                 Ok(prompt.positions())
             }
             _ => Ok(0),
@@ -115,7 +120,7 @@ impl Group {
         let done = self
             .prompt
             .as_ref()
-            .map_or(self.generation.prompt.len(), KvCache::positions);
+            .map_or(self.generation.prompt.len(), Caches::positions);
         self.generation.prompt.get(done..).unwrap_or_default()
     }
 
@@ -147,11 +152,13 @@ impl Group {
             adapter.map(|(adapter, strength)| (Arc::as_ptr(adapter), *strength))
         };
         under(self) == under(other)
+            && !self.generation.is_guided()
+            && !other.generation.is_guided()
             && 2 * shared(&other.generation.prompt, &self.generation.prompt) > other.generation.prompt.len()
     }
 
     /// Begins all candidates from the logits after the prompt and after each of `drafted` tokens; the prompt's cache holds both. The
-    /// prompt alone is left in the returned cache.
+    /// prompt alone is left in the returned cache, which is none where it would be of no use to others.
     pub(super) fn begin(
         &mut self,
         rows: &[Row<'_>],
@@ -162,16 +169,16 @@ impl Group {
             return Ok((Came::default(), None));
         };
         let length = self.generation.prompt.len();
-        let prompt = Arc::new(computed.fork(length, length)?);
+        let prompt = computed.fork(length, length)?.share();
         let draft = self.draft.expected()[..drafted].to_vec();
         let members: Vec<usize> = (0..self.candidates.len()).collect();
         let outcomes = self.follow(&members, &draft, rows);
         learn(&outcomes, &mut self.rate, self.draft.trust(), pace);
         for (accepted, last, members) in outcomes.branches {
-            let mut cache = KvCache::continuing(prompt.clone(), self.generation.max_new_tokens);
-            cache.extend_from(&computed, length..length + accepted)?;
+            let mut caches = Caches::continuing(&prompt, self.generation.max_new_tokens);
+            caches.extend_from(&computed, length..length + accepted)?;
             self.branches.push(Branch {
-                cache,
+                caches,
                 last,
                 written: accepted + 1,
                 members,
@@ -179,13 +186,13 @@ impl Group {
                 rate: self.rate,
             });
         }
-        Ok((outcomes.came, Some(prompt)))
+        Ok((outcomes.came, (!self.generation.is_guided()).then_some(prompt.own)))
     }
 
     /// Goes on with a branch from the logits after its last token and after each of `drafted` tokens; its cache holds them all.
     pub(super) fn go_on(&mut self, branch: Branch, rows: &[Row<'_>], drafted: usize, pace: &mut Pace) -> Result<Came> {
         let Branch {
-            mut cache,
+            mut caches,
             written,
             members,
             draft: pointer,
@@ -193,12 +200,12 @@ impl Group {
             ..
         } = branch;
         let draft = pointer.expected()[..drafted].to_vec();
-        let before = cache.positions() - drafted;
+        let before = caches.positions() - drafted;
         let mut outcomes = self.follow(&members, &draft, rows);
         learn(&outcomes, &mut rate, pointer.trust(), pace);
-        let mut parted = |accepted: usize, last: u32, members: Vec<usize>, cache: KvCache| {
+        let mut parted = |accepted: usize, last: u32, members: Vec<usize>, caches: Caches| {
             self.branches.push(Branch {
-                cache,
+                caches,
                 last,
                 written: written + accepted + 1,
                 members,
@@ -208,12 +215,12 @@ impl Group {
         };
         let kept = outcomes.branches.pop();
         for (accepted, last, members) in outcomes.branches {
-            let fork = cache.fork(before + accepted, self.generation.max_new_tokens)?;
+            let fork = caches.fork(before + accepted, self.generation.max_new_tokens)?;
             parted(accepted, last, members, fork);
         }
         if let Some((accepted, last, members)) = kept {
-            cache.truncate(before + accepted);
-            parted(accepted, last, members, cache);
+            caches.truncate(before + accepted);
+            parted(accepted, last, members, caches);
         }
         Ok(outcomes.came)
     }

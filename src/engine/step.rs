@@ -119,11 +119,14 @@ impl Scheduler {
         items
     }
 
-    /// Hidden states, the rows whose logits are wanted, and the adapters of these.
+    /// Hidden states, the rows whose logits are wanted, and the adapters of these. What the bare base model is asked for guided sequences comes
+    /// after all the rest, in the same order.
     fn forward(&mut self, items: &[Item]) -> Result<(Tensor, Vec<u32>, Vec<LoraSpan>)> {
         let mut tokens = Vec::new();
         let mut sequences = Vec::new();
         let (mut spans, mut rows, mut row_spans) = (Vec::new(), Vec::new(), Vec::new());
+        // Caches of the base's side, their tokens, and how many of these at the end yield logits.
+        let mut base_sides = Vec::new();
         let mut items = items.iter().peekable();
         for (index, group) in self.groups.iter_mut().enumerate() {
             let (first, first_row) = (tokens.len(), rows.len());
@@ -131,33 +134,43 @@ impl Scheduler {
             let mut prompt = group.prompt.as_mut();
             while let Some(item) = items.next_if(|item| item.group == index) {
                 let start = tokens.len();
-                let (cache, pointer, known) = match item.part {
+                let (caches, pointer, known) = match item.part {
                     Part::Prompt(piece) => {
-                        let Some(cache) = prompt.take() else { continue };
-                        let done = cache.positions();
+                        let Some(caches) = prompt.take() else { continue };
+                        let done = caches.positions();
                         tokens.extend(&group.generation.prompt[done..done + piece]);
                         let is_last = done + piece == group.generation.prompt.len();
-                        (cache, &group.draft, is_last.then_some(piece))
+                        (caches, &group.draft, is_last.then_some(piece))
                     }
                     Part::Branch(number) => {
                         let Some((_, branch)) = branches.find(|(index, _)| *index == number) else {
                             continue;
                         };
                         tokens.push(branch.last);
-                        (&mut branch.cache, &branch.draft, Some(1))
+                        (&mut branch.caches, &branch.draft, Some(1))
                     }
                 };
                 tokens.extend(&pointer.expected()[..item.drafted]);
-                if let Some(known) = known {
-                    rows.extend((start + known - 1) as u32..tokens.len() as u32);
-                }
+                let first_known = known.map_or(tokens.len(), |known| start + known - 1);
+                rows.extend(first_known as u32..tokens.len() as u32);
                 let len = tokens.len() - start;
-                sequences.push(CachedSequence { cache, len });
+                sequences.push(CachedSequence {
+                    cache: &mut caches.own,
+                    len,
+                });
+                if let Some(base) = &mut caches.base {
+                    base_sides.push((base, start..tokens.len(), tokens.len() - first_known));
+                }
             }
             if let Some((adapter, strength)) = &group.generation.adapter {
                 extend_spans(&mut spans, first, tokens.len(), adapter, *strength);
                 extend_spans(&mut row_spans, first_row, rows.len(), adapter, *strength);
             }
+        }
+        for (cache, same, known) in base_sides {
+            sequences.push(CachedSequence { cache, len: same.len() });
+            tokens.extend_from_within(same);
+            rows.extend((tokens.len() - known) as u32..tokens.len() as u32);
         }
         let hidden = self
             .decoder
@@ -173,15 +186,25 @@ impl Scheduler {
             Part::Branch(_) => true,
         };
         let items: Vec<&Item> = items.iter().filter(ends).collect();
-        let samplings: Vec<_> = items
+        let of_rows: Vec<_> = items
             .iter()
-            .flat_map(|item| std::iter::repeat_n(groups[item.group].sampling(), item.drafted + 1))
+            .flat_map(|item| std::iter::repeat_n(&groups[item.group], item.drafted + 1))
             .collect();
-        let logits = logits.par_chunks_exact(self.decoder.config().vocab_size);
+        let vocabulary = self.decoder.config().vocab_size;
+        let (logits, bases) = logits.split_at(of_rows.len() * vocabulary);
+        let mut bases = bases.chunks_exact(vocabulary);
+        let of_rows: Vec<_> = of_rows
+            .into_iter()
+            .map(|group| (group, group.generation.is_guided().then(|| bases.next()).flatten()))
+            .collect();
         let rows: Vec<Row<'_>> = logits
-            .zip(samplings)
+            .par_chunks_exact(vocabulary)
+            .zip(of_rows)
             .with_min_len(2)
-            .map(|(logits, sampling)| Row::new(logits, sampling))
+            .map(|(logits, (group, base))| match base {
+                Some(base) => Row::guided(logits, base, group.generation.guidance, group.sampling()),
+                None => Row::new(logits, group.sampling()),
+            })
             .collect();
         let mut rows = rows.as_slice();
         let mut came = Came::default();

@@ -248,6 +248,7 @@ impl Evaluator {
             sentence: source,
             adapter: &options.adapter,
             strength: options.strength.get(),
+            guidance: options.guidance.get(),
             candidates: self.samples,
             seed: options.seed,
             deadline: None,

@@ -144,6 +144,7 @@ impl LocalLlm {
                 seed: question.seed.unwrap_or_default(),
             },
             adapter: self.adapter.clone().map(|adapter| (adapter, 1.0)),
+            guidance: 0.0,
             deadline: None,
             draft: Vec::new(),
             fairness: 0,

@@ -170,6 +170,7 @@ impl SetGenerator {
                 ..self.sampling
             },
             adapter: self.adapter.clone().map(|adapter| (adapter, 1.0)),
+            guidance: 0.0,
             deadline: None,
             draft: tokens,
             fairness: 0,

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     adapters::{AdapterLease, AdapterRef, Residents},
     config::{Limits, Policy},
-    pipeline::{self, MAX_CANDIDATES, Options, Strength, Threshold, Turn},
+    pipeline::{self, Guidance, MAX_CANDIDATES, Options, Strength, Threshold, Turn},
 };
 
 /// Most texts in one request.
@@ -42,6 +42,10 @@ pub struct DetoxifyRequest {
     /// Scale of the adapter: 0 is the bare base model, 1 the adapter as trained.
     #[schema(minimum = 0, maximum = 2)]
     strength: Option<f32>,
+    /// Model arithmetic: each token is chosen by log p + guidance (log p - log p_base), with p under the adapter and p_base under the bare base
+    /// model. 0 is the adapter alone; more takes twice the time.
+    #[schema(minimum = 0, maximum = 2)]
+    guidance: Option<f32>,
     /// Rewrites drawn for each toxic sentence, of which the best verified one is taken.
     #[schema(minimum = 1, maximum = 16)]
     candidates: Option<usize>,
@@ -89,6 +93,7 @@ pub struct Checked {
     pub deadline: Instant,
     threshold: Option<Threshold>,
     strength: Option<Strength>,
+    guidance: Option<Guidance>,
     candidates: Option<usize>,
     seed: Option<u64>,
     action: Option<Action>,
@@ -129,6 +134,7 @@ impl Checked {
         options.turn = Arc::new(Turn::new(Some(self.max_wait)));
         options.threshold = self.threshold.unwrap_or(options.threshold);
         options.strength = self.strength.unwrap_or(options.strength);
+        options.guidance = self.guidance.unwrap_or(options.guidance);
         options.candidates = self.candidates.unwrap_or(options.candidates);
         options.seed = self.seed.unwrap_or(options.seed);
         options.explain = self.explain.unwrap_or(options.explain);
@@ -170,6 +176,7 @@ impl DetoxifyRequest {
         let input = input(self.text, self.texts, &mut errors);
         let threshold = errors.check("threshold", self.threshold.map(Threshold::new));
         let strength = errors.check("strength", self.strength.map(Strength::new));
+        let guidance = errors.check("guidance", self.guidance.map(Guidance::new));
         let adapter = errors.check("adapter", self.adapter.map(|name| name.parse::<AdapterRef>()));
         if self.candidates.is_some_and(|n| !(1..=MAX_CANDIDATES).contains(&n)) {
             errors.add("candidates", "must be a number from 1 to 16");
@@ -189,6 +196,7 @@ impl DetoxifyRequest {
             deadline: arrived + timeout,
             threshold,
             strength,
+            guidance,
             candidates: self.candidates,
             seed: self.seed,
             action: self.action,

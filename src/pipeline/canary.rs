@@ -81,6 +81,7 @@ impl EngineCanary {
                 seed: 0,
             },
             adapter: Some((Arc::clone(adapter), 1.0)),
+            guidance: 0.0,
             deadline: None,
             draft: Vec::new(),
             fairness: 0,

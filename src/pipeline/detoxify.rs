@@ -271,6 +271,7 @@ impl Detoxifier {
             sentence: &sentence,
             adapter: &options.adapter,
             strength: options.strength.get(),
+            guidance: options.guidance.get(),
             candidates,
             seed: options.seed,
             deadline: options.deadline,

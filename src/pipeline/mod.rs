@@ -70,7 +70,9 @@ pub use canary::EngineCanary;
 pub use detoxify::Detoxifier;
 pub use edits::Edit;
 pub use judges::Judges;
-pub use options::{Action, Fallback, Format, MAX_CANDIDATES, Options, OtherLanguages, OutOfRange, Strength, Threshold};
+pub use options::{
+    Action, Fallback, Format, Guidance, MAX_CANDIDATES, Options, OtherLanguages, OutOfRange, Strength, Threshold,
+};
 pub use outcome::{Detoxified, DetoxifyError, Segment, SegmentAction, ToxicityChange, Usage};
 pub use perplexity::{Likelihood, ModelPerplexity, Perplexity, PerplexityScorer};
 pub use rejection::Rejection;

@@ -107,6 +107,37 @@ impl From<Strength> for f32 {
     }
 }
 
+/// How far beyond the adapter the choice of tokens goes, 0..=2: by `log p + guidance * (log p - log p_base)`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f32", into = "f32")]
+pub struct Guidance(f32);
+
+impl Guidance {
+    /// Checks the range.
+    pub fn new(value: f32) -> Result<Self, OutOfRange> {
+        within(value, 0.0, 2.0).map(Self)
+    }
+
+    /// The number itself.
+    pub fn get(self) -> f32 {
+        self.0
+    }
+}
+
+impl TryFrom<f32> for Guidance {
+    type Error = OutOfRange;
+
+    fn try_from(value: f32) -> Result<Self, OutOfRange> {
+        Self::new(value)
+    }
+}
+
+impl From<Guidance> for f32 {
+    fn from(value: Guidance) -> f32 {
+        value.0
+    }
+}
+
 /// What to do with a text that has a toxic sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -182,6 +213,8 @@ pub struct Options {
     pub adapter: AdapterLease,
     /// How strongly it acts.
     pub strength: Strength,
+    /// How far beyond it the choice of tokens goes.
+    pub guidance: Guidance,
     /// Candidates a sentence, 1..=[`MAX_CANDIDATES`]; one is enough without verification.
     pub candidates: usize,
     /// Seed of the sampling. Every sentence has the same, so that what becomes of a sentence
@@ -213,6 +246,7 @@ impl Options {
             other_languages: OtherLanguages::default(),
             adapter,
             strength: Strength::default(),
+            guidance: Guidance::default(),
             candidates: 8,
             seed: 0,
             format: Format::default(),

@@ -20,6 +20,8 @@ struct Key {
     adapter: AdapterVersion,
     /// Bits of the strength.
     strength: u32,
+    /// Bits of the guidance.
+    guidance: u32,
     candidates: usize,
     seed: u64,
 }
@@ -86,6 +88,7 @@ impl<R: Rewriter> RememberingRewriter<R> {
             sentence: request.sentence.into(),
             adapter: request.adapter.version().clone(),
             strength: request.strength.to_bits(),
+            guidance: request.guidance.to_bits(),
             candidates: request.candidates,
             seed: request.seed,
         };
@@ -146,6 +149,7 @@ mod tests {
             sentence,
             adapter,
             strength: 1.0,
+            guidance: 0.0,
             candidates: 4,
             seed: 1,
             deadline: None,
@@ -171,6 +175,10 @@ mod tests {
                 ..request("a text", &adapter, &turn)
             },
             RewriteRequest {
+                guidance: 0.5,
+                ..request("a text", &adapter, &turn)
+            },
+            RewriteRequest {
                 candidates: 3,
                 ..request("a text", &adapter, &turn)
             },
@@ -183,7 +191,7 @@ mod tests {
             rewriter.rewrite(request).await.unwrap();
             assert_eq!(rewriter.inner.asked.lock().unwrap().len(), number + 2);
         }
-        assert_eq!((rewriter.metrics.hits.get(), rewriter.metrics.misses.get()), (1, 6));
+        assert_eq!((rewriter.metrics.hits.get(), rewriter.metrics.misses.get()), (1, 7));
     }
 
     #[tokio::test]

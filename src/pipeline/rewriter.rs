@@ -22,6 +22,8 @@ pub struct RewriteRequest<'a> {
     pub adapter: &'a AdapterLease,
     /// LoRA scale, 0..=2; 1 is the adapter as trained.
     pub strength: f32,
+    /// How far beyond the adapter the choice of tokens goes, away from the bare base model, 0..=2.
+    pub guidance: f32,
     /// How many candidates to decode, at least 1.
     pub candidates: usize,
     /// Seed of the sampling; the same request with the same seed gives the same candidates.

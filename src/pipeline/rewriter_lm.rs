@@ -62,6 +62,7 @@ impl LanguageModelRewriter {
                 .adapter
                 .adapter()
                 .map(|adapter| (adapter.clone(), request.strength)),
+            guidance: request.guidance,
             deadline: request.deadline,
             draft: source,
             fairness: request.turn.number(),

@@ -33,6 +33,7 @@ async fn a_wrong_value_names_its_field() {
         (json!({ "text": "a", "threshold": -0.1 }), "threshold"),
         (json!({ "text": "a", "threshold": "0.5" }), "threshold"),
         (json!({ "text": "a", "strength": 2.1 }), "strength"),
+        (json!({ "text": "a", "guidance": 2.1 }), "guidance"),
         (json!({ "text": "a", "candidates": 0 }), "candidates"),
         (json!({ "text": "a", "candidates": 17 }), "candidates"),
         (json!({ "text": "a", "candidates": -1 }), "candidates"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use candle_nn::ops::log_softmax;
 use detoxd::engine::{Completion, Engine, EngineConfig, EngineError, Generation, LikelihoodRequest, Sampling};
 use detoxd::model::Decoder;
 use detoxd::model::layers::Adaptation;
@@ -42,6 +43,7 @@ fn generation(prompt: &[u32]) -> Generation {
             seed: 5,
         },
         adapter: None,
+        guidance: 0.0,
         deadline: None,
         draft: Vec::new(),
         fairness: 0,
@@ -110,9 +112,17 @@ fn greedy(decoder: &Decoder, generation: &Generation) -> Completion {
     let mut tokens = generation.prompt.clone();
     let mut finished = false;
     while !finished && tokens.len() < generation.prompt.len() + generation.max_new_tokens {
-        let logits = tiny::packed_logits(decoder, &[tokens.clone()], adaptation());
-        let last = logits.get(tokens.len() - 1).unwrap();
-        let next = last.argmax(0).unwrap().to_scalar::<u32>().unwrap();
+        let log_probabilities = |adaptation: Adaptation<'_>| -> Vec<f32> {
+            let logits = tiny::packed_logits(decoder, &[tokens.clone()], adaptation);
+            let last = logits.get(tokens.len() - 1).unwrap();
+            log_softmax(&last, 0).unwrap().to_vec1().unwrap()
+        };
+        let own = log_probabilities(adaptation());
+        let base = log_probabilities(Adaptation::Base);
+        let floor = own.iter().copied().fold(f32::MIN, f32::max) + 0.1f32.ln();
+        let score = |token: usize| own[token] + generation.guidance * (own[token] - base[token]);
+        let plausible = (0..own.len()).filter(|&token| own[token] >= floor);
+        let next = plausible.max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap() as u32;
         tokens.push(next);
         finished = next == generation.end;
     }
@@ -158,6 +168,7 @@ fn assorted(decoder: &Decoder) -> Vec<Generation> {
             candidates: 1 + index % 4,
             max_new_tokens: 5 + 3 * (index % 6),
             adapter: adapters[index % adapters.len()].clone(),
+            guidance: [0.0, 0.0, 0.8][index % 3],
             // Few tokens to draw from: what is drawn then does not hang on a logit's last bit.
             sampling: Sampling {
                 temperature: 0.7,
@@ -180,12 +191,17 @@ async fn greedy_text(decoder: Decoder) {
     let adapter = Arc::new(tiny::adapter(&decoder));
     let engine = engine_on(decoder, limits());
     let decoder = tiny::tied();
-    for (prompt, adapter) in tiny::sequences(&[1, 6, 12, 40], 20)
-        .iter()
-        .flat_map(|prompt| [(prompt, None), (prompt, Some((adapter.clone(), 1.0)))])
-    {
+    for (prompt, adapter, guidance) in tiny::sequences(&[1, 6, 12, 40], 20).iter().flat_map(|prompt| {
+        let adapter = Some((adapter.clone(), 1.0));
+        [
+            (prompt, None, 0.0),
+            (prompt, adapter.clone(), 0.0),
+            (prompt, adapter, 1.5),
+        ]
+    }) {
         let mut request = Generation {
             adapter,
+            guidance,
             ..generation(prompt)
         };
         let want = greedy(&decoder, &request);
@@ -430,6 +446,13 @@ async fn what_cannot_be_computed_is_refused_before_it_meets_the_batch() {
                 ..good.clone()
             },
             "256",
+        ),
+        (
+            Generation {
+                guidance: f32::NAN,
+                ..good.clone()
+            },
+            "guidance",
         ),
         (generation(&[4, 300]), "vocabulary"),
     ] {
