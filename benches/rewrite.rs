@@ -165,6 +165,7 @@ async fn main() -> anyhow::Result<()> {
                     seed: 0,
                 },
                 adapter: Some((adapter.clone(), 1.0)),
+                guidance: 0.0,
                 deadline: None,
                 draft: source,
                 fairness: 0,

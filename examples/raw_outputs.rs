@@ -46,6 +46,7 @@ async fn main() -> anyhow::Result<()> {
                     seed: 0,
                 },
                 adapter: adapter.clone(),
+                guidance: 0.0,
                 deadline: None,
                 draft: Vec::new(),
                 fairness: 0,

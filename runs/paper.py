@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The paper's main table and its ablation in miniature: every rival trained from the same start on the same sets with the same number of
 steps and tokens, each at the better of two learning rates, three seeds each, then measured on the same held-out sentences. What was done
-before is not done again, so it goes on where it was interrupted; writes the table of docs/paper.md.
+before is not done again, so it goes on where it was interrupted; writes the table of docs/paper.md, and what each run came to into
+docs/paper.jsonl.
 
     python3 runs/paper.py --detoxd target/release/detoxd --sets sets.jsonl --valid valid.jsonl --out runs-of-paper
 
@@ -104,6 +105,7 @@ def main():
     parser.add_argument("--valid", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("docs/paper.md"))
+    parser.add_argument("--record", type=pathlib.Path, default=pathlib.Path("docs/paper.jsonl"))
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
@@ -113,6 +115,7 @@ def main():
     started = time.time()
     prepare(args)
     train(args, START, ["--objective", "sft", "--learning-rate", "5e-4", "--seed", 1], "warm-up", 12)
+    record = []
     measured = {"start: the base, taught to give a sentence back": (None, [(None, measure(args, START, args.valid, args.examples))])}
     # Seed by seed, so that a run that is cut short has all systems.
     for seed in range(1, args.seeds + 1):
@@ -121,8 +124,10 @@ def main():
             name, seconds = run(args, system, rate, seed)
             figures = measure(args, name, args.valid, args.examples)
             measured.setdefault(system, (rate, []))[1].append((seconds, figures))
+            record.append({"system": system, "learning_rate": rate, "seed": seed, "cpu_seconds": round(seconds), "figures": figures})
             print(f"{time.time() - started:.0f} s: {name}: {seconds:.0f} s of training, {figures}", flush=True)
         write(args.page, measured)
+        args.record.write_text("".join(json.dumps(run) + "\n" for run in record))
 
 
 COLUMNS = [("toxicity_rate", "toxic"), ("similarity", "similarity"), ("chrf", "chrF"), ("copied", "copied"), ("empty", "empty"), ("fluency", "fluency"), ("j", "J"), ("perplexity_gap", "gap")]

@@ -89,6 +89,24 @@ pub fn loses_negation(source: &str, candidate: &str) -> bool {
     NEGATION.is_match(source) && !NEGATION.is_match(candidate)
 }
 
+/// Without "one", which is a pronoun as well.
+static NUMBER_WORD: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(concat!(
+        r"(?i)\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen",
+        r"|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|million|billion|trillion|dozen|twice|half)\b"
+    ))
+});
+
+/// Whether the candidate has a number in words that the source has not. One may go, as in an idiom that nobody counts in.
+pub fn invents_number(source: &str, candidate: &str) -> bool {
+    let words = |text: &str| -> Vec<String> {
+        let found = NUMBER_WORD.find_iter(text);
+        found.map(|word| word.as_str().to_lowercase()).collect()
+    };
+    let known = words(source);
+    words(candidate).iter().any(|word| !known.contains(word))
+}
+
 /// Whether the candidate speaks of somebody (I, you) the source does not speak of.
 pub fn changes_person(source: &str, candidate: &str) -> bool {
     let (old, new) = (persons(source), persons(candidate));
@@ -111,6 +129,27 @@ fn persons(text: &str) -> (bool, bool) {
         );
     }
     (first, second)
+}
+
+/// What became of the source's words.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Wording {
+    /// Whether the candidate has no word of its own: it is the source with words left out.
+    pub only_leaves_out: bool,
+    /// Words that it has more than the source, as a share of the source's.
+    pub excess: f32,
+}
+
+impl Wording {
+    /// Of words in any case.
+    pub fn of(source: &str, candidate: &str) -> Self {
+        let words = |text: &str| -> Vec<String> { text.unicode_words().map(str::to_lowercase).collect() };
+        let (old, new) = (words(source), words(candidate));
+        Self {
+            only_leaves_out: new.iter().all(|word| old.contains(word)),
+            excess: new.len().saturating_sub(old.len()) as f32 / old.len().max(1) as f32,
+        }
+    }
 }
 
 /// Whether the candidate ends in a word that wants another one, and the source does not.
@@ -170,10 +209,24 @@ mod tests {
     }
 
     #[test]
+    fn words_left_out_and_words_too_many() {
+        let of = |candidate| {
+            let wording = Wording::of("That is a stupid idea", candidate);
+            (wording.only_leaves_out, wording.excess)
+        };
+        assert_eq!(of("that is a idea."), (true, 0.0));
+        assert_eq!(of("That is a bad idea"), (false, 0.0));
+        assert_eq!(of("That is, I think, a bad idea"), (false, 0.4));
+        assert_eq!(of(""), (true, 0.0));
+    }
+
+    #[test]
     fn polarity_person_and_broken_ends() {
         assert!(loses_negation("I don't like it", "I like it"));
         assert!(loses_negation("i couldn 't care", "i could care"));
         assert!(!loses_negation("stupid", "not smart"));
+        assert!(invents_number("since day ONE", "since day two"));
+        assert!(!invents_number("Two damn fools of ten", "Two people of ten"));
         assert!(changes_person("things ive seen", "things you have seen"));
         assert!(!changes_person("you fool", "you are wrong"));
         assert!(is_cut_short("they are idiots", "they are the"));

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use super::checks::{changes_person, changes_script, is_cut_short, leaks, loops, loses_negation};
+use super::checks::{
+    Wording, changes_person, changes_script, invents_number, is_cut_short, leaks, loops, loses_negation,
+};
 use super::options::Threshold;
 use super::protect::{Span, numbers};
 use super::rejection::Rejection;
@@ -14,8 +16,8 @@ use super::tidy::tidy;
 use crate::scoring::{Similarity, Toxicity};
 
 /// How candidates are judged. The score of one that passes is
-/// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll - fluency_weight * base_nll)`,
-/// times the penalty of each fault it has.
+/// `(1 - toxicity)^toxicity_power * similarity^similarity_power * exp(-nll_weight * mean_nll - fluency_weight * base_nll - excess_weight * excess)`,
+/// `excess` being the words it has more than its source as a share of the source's, times the penalty of each fault it has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
     /// Weight of being clean.
@@ -26,6 +28,10 @@ pub struct Weights {
     pub nll_weight: f32,
     /// Weight of fluency: of being likely under the base model without the source.
     pub fluency_weight: f32,
+    /// Weight of being no longer than the source, for as many words again.
+    pub excess_weight: f32,
+    /// Factor for one that only leaves words out: people prefer others in their place.
+    pub deletion_penalty: f32,
     /// Factor for one that speaks of a person (I, you) the source does not speak of.
     pub person_penalty: f32,
     /// Factor for one that ends in the middle.
@@ -48,6 +54,8 @@ impl Default for Weights {
             similarity_power: 3.0,
             nll_weight: 0.2,
             fluency_weight: 0.3,
+            excess_weight: 2.0,
+            deletion_penalty: 0.5,
             person_penalty: 0.7,
             cut_short_penalty: 0.6,
             min_similarity: 0.3,
@@ -195,10 +203,12 @@ impl Verifier<'_> {
         let fluency = candidate
             .base_nll
             .map_or(0.0, |nll| weights.fluency_weight * comparable(nll));
+        let wording = Wording::of(source.core, text);
         let mut score = (1.0 - toxicity).powf(weights.toxicity_power)
             * similarity.powf(weights.similarity_power)
-            * (-likelihood - fluency).exp();
+            * (-likelihood - fluency - weights.excess_weight * wording.excess).exp();
         for (is_faulty, penalty) in [
+            (wording.only_leaves_out, weights.deletion_penalty),
             (changes_person(source.core, text), weights.person_penalty),
             (is_cut_short(source.core, text), weights.cut_short_penalty),
         ] {
@@ -250,7 +260,7 @@ fn check_text(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
     if !keeps_all(source.core, source.spans, text) {
         return Err(Rejection::Protected);
     }
-    if numbers(source.core) != numbers(text) {
+    if numbers(source.core) != numbers(text) || invents_number(source.core, text) {
         return Err(Rejection::Number);
     }
     if asks(source) && !text.contains('?') {
@@ -323,6 +333,7 @@ mod tests {
             ("Ты знаешь, это 5 km, да?", "script"),
             ("You know that is 6 km away, right?", "number"),
             ("You know that is far away, right?", "number"),
+            ("You two know that is 5 km away, right?", "number"),
             ("Well, you know that it is 5 km away! yes!", "question"),
             ("You idiot, that is 5 km away, right?", "toxic"),
             ("There are 5 km of nice roads here?", "meaning"),
