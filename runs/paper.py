@@ -2,7 +2,7 @@
 """The paper's main table and its ablation in miniature: every rival trained from the same start on the same sets with the same number of
 steps and tokens, each at the better of two learning rates, three seeds each, then measured on the same held-out sentences. What was done
 before is not done again, so it goes on where it was interrupted; writes the table of docs/paper.md, and what each run came to into
-docs/paper.jsonl.
+docs/paper.jsonl. What is in that file already is not done again either: empty it to begin anew.
 
     python3 runs/paper.py --detoxd target/release/detoxd --sets sets.jsonl --valid valid.jsonl --out runs-of-paper
 
@@ -115,19 +115,23 @@ def main():
     started = time.time()
     prepare(args)
     train(args, START, ["--objective", "sft", "--learning-rate", "5e-4", "--seed", 1], "warm-up", 12)
-    record = []
+    record = [json.loads(line) for line in args.record.read_text().splitlines()] if args.record.exists() else []
     measured = {"start: the base, taught to give a sentence back": (None, [(None, measure(args, START, args.valid, args.examples))])}
     # Seed by seed, so that a run that is cut short has all systems.
     for seed in range(1, args.seeds + 1):
         for system in SYSTEMS:
-            rate = better_rate(args, system)
-            name, seconds = run(args, system, rate, seed)
-            figures = measure(args, name, args.valid, args.examples)
-            measured.setdefault(system, (rate, []))[1].append((seconds, figures))
-            record.append({"system": system, "learning_rate": rate, "seed": seed, "cpu_seconds": round(seconds), "figures": figures})
-            print(f"{time.time() - started:.0f} s: {name}: {seconds:.0f} s of training, {figures}", flush=True)
+            known = [one for one in record if (one["system"], one["seed"]) == (system, seed)]
+            if not known:
+                rate = next((one["learning_rate"] for one in record if one["system"] == system), None) or better_rate(args, system)
+                name, seconds = run(args, system, rate, seed)
+                figures = measure(args, name, args.valid, args.examples)
+                print(f"{time.time() - started:.0f} s: {name}: {seconds:.0f} s of training, {figures}", flush=True)
+                known = [{"system": system, "learning_rate": rate, "seed": seed, "cpu_seconds": round(seconds), "figures": figures}]
+                record += known
+                args.record.write_text("".join(json.dumps(one) + "\n" for one in record))
+            for one in known:
+                measured.setdefault(system, (one["learning_rate"], []))[1].append((one["cpu_seconds"], one["figures"]))
         write(args.page, measured)
-        args.record.write_text("".join(json.dumps(run) + "\n" for run in record))
 
 
 COLUMNS = [("toxicity_rate", "toxic"), ("similarity", "similarity"), ("chrf", "chrF"), ("copied", "copied"), ("empty", "empty"), ("fluency", "fluency"), ("j", "J"), ("perplexity_gap", "gap")]
