@@ -2,7 +2,7 @@
 """The paper's main table and its ablation in miniature: every rival trained from the same start on the same sets with the same number of
 steps and tokens, each at the better of two learning rates, three seeds each, then measured on the same held-out sentences. What was done
 before is not done again, so it goes on where it was interrupted; writes the table of docs/paper.md, and what each run came to into
-docs/paper.jsonl. What is in that file already is not done again either: empty it to begin anew.
+docs/paper.jsonl. `--known docs/paper.jsonl` takes over the runs of another machine instead of making them again.
 
     python3 runs/paper.py --detoxd target/release/detoxd --sets sets.jsonl --valid valid.jsonl --out runs-of-paper
 
@@ -106,6 +106,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--page", type=pathlib.Path, default=pathlib.Path("docs/paper.md"))
     parser.add_argument("--record", type=pathlib.Path, default=pathlib.Path("docs/paper.jsonl"))
+    parser.add_argument("--known", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
@@ -115,7 +116,7 @@ def main():
     started = time.time()
     prepare(args)
     train(args, START, ["--objective", "sft", "--learning-rate", "5e-4", "--seed", 1], "warm-up", 12)
-    record = [json.loads(line) for line in args.record.read_text().splitlines()] if args.record.exists() else []
+    record = [json.loads(line) for line in args.known.read_text().splitlines()] if args.known else []
     measured = {"start: the base, taught to give a sentence back": (None, [(None, measure(args, START, args.valid, args.examples))])}
     # Seed by seed, so that a run that is cut short has all systems.
     for seed in range(1, args.seeds + 1):
