@@ -20,7 +20,7 @@ pub struct ShippedAdapter {
 }
 
 /// A version stays once it was shipped: deployments name it.
-static SHIPPED: [ShippedAdapter; 3] = [
+static SHIPPED: [ShippedAdapter; 4] = [
     ShippedAdapter {
         name: "default",
         number: 1,
@@ -34,6 +34,13 @@ static SHIPPED: [ShippedAdapter; 3] = [
         base: "smollm2-135m",
         config: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_config.json"),
         weights: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_model.safetensors"),
+    },
+    ShippedAdapter {
+        name: "default",
+        number: 3,
+        base: "smollm2-135m",
+        config: include_bytes!("../../assets/adapters/smollm2-135m/default-3/adapter_config.json"),
+        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-3/adapter_model.safetensors"),
     },
     ShippedAdapter {
         name: "tiny",

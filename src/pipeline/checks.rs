@@ -1,5 +1,6 @@
 //! What can be told from the words of a rewrite alone: faults that no score shows.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -99,12 +100,9 @@ static NUMBER_WORD: LazyLock<Regex> = LazyLock::new(|| {
 
 /// Whether the candidate has a number in words that the source has not. One may go, as in an idiom that nobody counts in.
 pub fn invents_number(source: &str, candidate: &str) -> bool {
-    let words = |text: &str| -> Vec<String> {
-        let found = NUMBER_WORD.find_iter(text);
-        found.map(|word| word.as_str().to_lowercase()).collect()
-    };
-    let known = words(source);
-    words(candidate).iter().any(|word| !known.contains(word))
+    let words = |text| NUMBER_WORD.find_iter(text).map(|word| word.as_str().to_lowercase());
+    let known: HashSet<String> = words(source).collect();
+    words(candidate).any(|word| !known.contains(&word))
 }
 
 /// Whether the candidate speaks of somebody (I, you) the source does not speak of.
@@ -143,11 +141,13 @@ pub struct Wording {
 impl Wording {
     /// Of words in any case.
     pub fn of(source: &str, candidate: &str) -> Self {
-        let words = |text: &str| -> Vec<String> { text.unicode_words().map(str::to_lowercase).collect() };
-        let (old, new) = (words(source), words(candidate));
+        let known: HashSet<String> = source.unicode_words().map(str::to_lowercase).collect();
+        let (old, new) = (source.unicode_words().count(), candidate.unicode_words().count());
         Self {
-            only_leaves_out: new.iter().all(|word| old.contains(word)),
-            excess: new.len().saturating_sub(old.len()) as f32 / old.len().max(1) as f32,
+            only_leaves_out: candidate
+                .unicode_words()
+                .all(|word| known.contains(&word.to_lowercase())),
+            excess: new.saturating_sub(old) as f32 / old.max(1) as f32,
         }
     }
 }

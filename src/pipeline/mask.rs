@@ -1,14 +1,12 @@
-//! When no rewrite is good enough: hide the worst words, no more of them than needed.
+//! When no rewrite is good enough: hide the words that are toxic by themselves, no more of them than needed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use unicode_segmentation::UnicodeSegmentation;
-
 use super::options::Threshold;
 use super::protect::Span;
 use super::scorers::toxicities_of;
-use crate::scoring::Toxicity;
+use crate::scoring::{Toxicity, groups};
 
 /// What a masked word becomes, whatever its length.
 pub const MASK: &str = "***";
@@ -25,10 +23,14 @@ pub struct Masked {
 /// Numbers of masked words that are tried at once.
 const TRIED_AT_ONCE: usize = 8;
 
+/// Toxicity over which a word is toxic by itself, if the threshold is not lower.
+const BY_ITSELF: f32 = 0.5;
+
 /// Masks the words of `sentence` that add most to its toxicity, worst first, until it is at or under the threshold: no more of them than
-/// needed, but for an eighth where it takes many. `None` if it is not, even with every word masked outside of `spans`.
+/// needed, but for an eighth where it takes many. `None` if it is not, even with every word outside of `spans` masked that is toxic by itself: what
+/// such a sentence says is toxic, and without a harmless word of it nobody could tell what that was.
 pub fn mask(sentence: &str, spans: &[Span], scorer: &dyn Toxicity, threshold: Threshold) -> Option<Masked> {
-    let words = worst_first(sentence, spans, scorer);
+    let words = worst_first(sentence, spans, scorer, threshold);
     for counts in counts(words.len()).chunks(TRIED_AT_ONCE) {
         let tried: Vec<String> = counts.iter().map(|&count| hide(sentence, &words[..count])).collect();
         let texts: Vec<&str> = tried.iter().map(String::as_str).collect();
@@ -53,20 +55,24 @@ fn counts(words: usize) -> Vec<usize> {
     counts
 }
 
-/// The words that may be masked: those the scorer blames, worst first, then the others in order.
-fn worst_first(sentence: &str, spans: &[Span], scorer: &dyn Toxicity) -> Vec<Range<usize>> {
+/// The words that may be masked, those the scorer blames most first: each toxic by itself, and no name of a group.
+fn worst_first(sentence: &str, spans: &[Span], scorer: &dyn Toxicity, threshold: Threshold) -> Vec<Range<usize>> {
     let mut blamed: Vec<(Range<usize>, f32)> = scorer
         .attributions(sentence)
         .into_iter()
-        .filter(|(word, logits)| *logits > 0.0 && sentence.get(word.clone()).is_some())
+        .filter(|(word, logits)| *logits > 0.0 && sentence.get(word.clone()).is_some_and(|word| !word.is_empty()))
+        .filter(|(word, _)| !spans.iter().any(|span| overlap(&span.range, word)))
+        .filter(|(word, _)| !groups::is_name(&sentence[word.clone()]))
         .collect();
     blamed.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let others = sentence.unicode_word_indices().map(|(at, word)| at..at + word.len());
-    let words = blamed.into_iter().map(|(word, _)| word).chain(others);
+    let texts: Vec<&str> = blamed.iter().map(|(word, _)| &sentence[word.clone()]).collect();
+    let toxicities = toxicities_of(scorer, &texts);
+    let by_itself = threshold.get().min(BY_ITSELF);
+    let words = blamed.into_iter().zip(toxicities);
+    let toxic = words.filter_map(|((word, _), toxicity)| (toxicity > by_itself).then_some(word));
     // A scorer's words may be coarser or finer than ours: never mask a stretch twice. The chosen ones, by where they begin.
     let mut chosen: BTreeMap<usize, usize> = BTreeMap::new();
-    words
-        .filter(|word| !word.is_empty() && !spans.iter().any(|span| overlap(&span.range, word)))
+    toxic
         .filter(|word| {
             let is_free = chosen
                 .range(..word.end)
@@ -100,6 +106,8 @@ fn hide(sentence: &str, words: &[Range<usize>]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use unicode_segmentation::UnicodeSegmentation;
+
     use super::*;
     use crate::pipeline::options::Format;
     use crate::pipeline::protect;
@@ -116,6 +124,29 @@ mod tests {
         let sentence = "You stupid idiot, stop it.";
         assert_eq!(masked(sentence, 0.5).unwrap(), "You *** ***, stop it.");
         assert_eq!(masked(sentence, 0.95).unwrap(), "You stupid ***, stop it.");
+    }
+
+    #[test]
+    fn words_that_are_harmless_by_themselves_are_never_masked() {
+        struct Claims;
+        impl Toxicity for Claims {
+            fn score(&self, text: &str) -> f32 {
+                let claims = text.contains("should") && text.contains("Muslims");
+                if claims || text.contains("idiot") || text == "Muslims" {
+                    0.9
+                } else {
+                    0.1
+                }
+            }
+            fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
+                text.unicode_word_indices()
+                    .map(|(at, word)| (at..at + word.len(), 1.0))
+                    .collect()
+            }
+        }
+        let masked = |text| mask(text, &[], &Claims, Threshold::default()).map(|masked| masked.text);
+        assert_eq!(masked("Muslims and idiots").unwrap(), "Muslims and ***");
+        assert_eq!(masked("Muslims should go, idiot"), None);
     }
 
     #[test]

@@ -28,113 +28,67 @@ fn within(value: f32, low: f32, high: f32) -> Result<f32, OutOfRange> {
     }
 }
 
-/// The toxicity up to which (inclusive) a sentence is fine, 0..=1.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[serde(try_from = "f32", into = "f32")]
-pub struct Threshold(f32);
+/// A number that is checked where it is made, so that whoever holds one need not check it again.
+macro_rules! bounded {
+    ($(#[$about:meta])* $name:ident, $low:literal to $high:literal, default $default:literal) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+        #[serde(try_from = "f32", into = "f32")]
+        pub struct $name(f32);
+
+        impl $name {
+            /// Checks the range.
+            pub fn new(value: f32) -> Result<Self, OutOfRange> {
+                within(value, $low, $high).map(Self)
+            }
+
+            /// The number itself.
+            pub fn get(self) -> f32 {
+                self.0
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self($default)
+            }
+        }
+
+        impl TryFrom<f32> for $name {
+            type Error = OutOfRange;
+
+            fn try_from(value: f32) -> Result<Self, OutOfRange> {
+                Self::new(value)
+            }
+        }
+
+        impl From<$name> for f32 {
+            fn from(value: $name) -> f32 {
+                value.0
+            }
+        }
+    };
+}
+
+bounded! {
+    /// The toxicity up to which (inclusive) a sentence is fine, 0..=1.
+    Threshold, 0.0 to 1.0, default 0.5
+}
+
+bounded! {
+    /// How strongly the adapter acts: its LoRA scale, 0..=2.
+    Strength, 0.0 to 2.0, default 1.0
+}
+
+bounded! {
+    /// How far beyond the adapter the choice of tokens goes, 0..=2: by `log p + guidance * (log p - log p_base)`.
+    Guidance, 0.0 to 2.0, default 0.0
+}
 
 impl Threshold {
-    /// Checks the range.
-    pub fn new(value: f32) -> Result<Self, OutOfRange> {
-        within(value, 0.0, 1.0).map(Self)
-    }
-
-    /// The number itself.
-    pub fn get(self) -> f32 {
-        self.0
-    }
-
     /// Whether a toxicity is over it.
     pub fn is_exceeded_by(self, toxicity: f32) -> bool {
         toxicity > self.0
-    }
-}
-
-impl Default for Threshold {
-    fn default() -> Self {
-        Self(0.5)
-    }
-}
-
-impl TryFrom<f32> for Threshold {
-    type Error = OutOfRange;
-
-    fn try_from(value: f32) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
-
-impl From<Threshold> for f32 {
-    fn from(value: Threshold) -> f32 {
-        value.0
-    }
-}
-
-/// How strongly the adapter acts: its LoRA scale, 0..=2.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[serde(try_from = "f32", into = "f32")]
-pub struct Strength(f32);
-
-impl Strength {
-    /// Checks the range.
-    pub fn new(value: f32) -> Result<Self, OutOfRange> {
-        within(value, 0.0, 2.0).map(Self)
-    }
-
-    /// The number itself.
-    pub fn get(self) -> f32 {
-        self.0
-    }
-}
-
-impl Default for Strength {
-    fn default() -> Self {
-        Self(1.0)
-    }
-}
-
-impl TryFrom<f32> for Strength {
-    type Error = OutOfRange;
-
-    fn try_from(value: f32) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
-
-impl From<Strength> for f32 {
-    fn from(value: Strength) -> f32 {
-        value.0
-    }
-}
-
-/// How far beyond the adapter the choice of tokens goes, 0..=2: by `log p + guidance * (log p - log p_base)`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
-#[serde(try_from = "f32", into = "f32")]
-pub struct Guidance(f32);
-
-impl Guidance {
-    /// Checks the range.
-    pub fn new(value: f32) -> Result<Self, OutOfRange> {
-        within(value, 0.0, 2.0).map(Self)
-    }
-
-    /// The number itself.
-    pub fn get(self) -> f32 {
-        self.0
-    }
-}
-
-impl TryFrom<f32> for Guidance {
-    type Error = OutOfRange;
-
-    fn try_from(value: f32) -> Result<Self, OutOfRange> {
-        Self::new(value)
-    }
-}
-
-impl From<Guidance> for f32 {
-    fn from(value: Guidance) -> f32 {
-        value.0
     }
 }
 
@@ -155,7 +109,7 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fallback {
-    /// Replace its worst words by `***`; if even that is too toxic, block it.
+    /// Replace its worst words by `***`, those that are toxic by themselves; if even that is too toxic, block it.
     #[default]
     Mask,
     /// Withhold the sentence; the sentences around it stay.

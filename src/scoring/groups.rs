@@ -101,6 +101,11 @@ const NAMES: &[&str] = &[
     "refugee", "refugees", "roma", "sikh", "sikhs", "somali", "syrian", "syrians", "trans", "transgender", "white", "whites", "woman", "women",
 ];
 
+/// Whether a word, in any case, names a group and nothing else.
+pub fn is_name(word: &str) -> bool {
+    NAMES.binary_search(&word.to_lowercase().as_str()).is_ok()
+}
+
 /// Whom they are said of counts.
 const HOSTILE: &[&str] = &[
     "despise", "despises", "detest", "detests", "hate", "hates", "kill", "killing", "loathe", "loathes",

@@ -111,9 +111,11 @@ async fn a_reader_that_leaves_is_no_failure() {
 }
 
 #[test]
-fn strength_out_of_range_is_refused() {
-    let how = Args::parse_from(["rewrite", "--strength", "3"]).how;
+fn strength_and_guidance_out_of_range_are_refused() {
     let service = service(&fake::parts().0);
-    let error = how.options(&Policy::default(), &service).err().unwrap();
-    assert!(error.to_string().contains("`strength`"), "{error}");
+    for setting in ["strength", "guidance"] {
+        let how = Args::parse_from(["rewrite", &format!("--{setting}"), "3"]).how;
+        let error = how.options(&Policy::default(), &service).err().unwrap();
+        assert!(error.to_string().contains(&format!("`{setting}`")), "{error}");
+    }
 }
