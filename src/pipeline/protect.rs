@@ -1,5 +1,5 @@
 //! Stretches of a text that are never touched: code, quotes, link targets, addresses, names of
-//! accounts, tags, and numbers with their units.
+//! accounts, tags, character references, and numbers with their units.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -37,6 +37,8 @@ pub enum Kind {
     Mention,
     /// `#tag`.
     Tag,
+    /// `&amp;` or `&#128514;`, where no letters adjoin it.
+    CharacterReference,
     /// A number with its currency or unit.
     Number,
 }
@@ -51,7 +53,7 @@ impl Kind {
     pub fn is_language(self) -> bool {
         matches!(
             self,
-            Self::Quote | Self::HtmlBlock | Self::Mention | Self::Tag | Self::Number
+            Self::Quote | Self::HtmlBlock | Self::Mention | Self::Tag | Self::CharacterReference | Self::Number
         )
     }
 }
@@ -124,6 +126,12 @@ static URL: LazyLock<Regex> = LazyLock::new(|| {
 static EMAIL: LazyLock<Regex> = LazyLock::new(|| pattern(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"));
 static MENTION: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:^|[^\w@])(@\w+)"));
 static TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:^|[^\w#&])(#\w+)"));
+/// Not those of letters and digits of English: they are a disguise.
+static CHARACTER_REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"&(?:#(?:12[89]|1[3-9][0-9]|[2-9][0-9]{2}|[0-9]{4,7})|#[xX][0-9a-fA-F]{3,6}|amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|[lr][sd]quo);",
+    )
+});
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
     pattern(concat!(
         r"(?i)(?:[$€£¥₹]\s?)?\d+(?:[.,:/]\d+)*",
@@ -149,11 +157,16 @@ fn plain(text: &str, spans: &mut Vec<Span>) {
             push(spans, found.range(), kind);
         }
     }
-    for found in NUMBER.find_iter(text) {
+    // Within a word they are spelling ("str8", "2day"), nothing by themselves.
+    for (regex, kind) in [
+        (&CHARACTER_REFERENCE, Kind::CharacterReference),
+        (&NUMBER, Kind::Number),
+    ] {
         let joined = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-        // Digits within a word ("str8", "2day") are spelling, not a number.
-        if !joined(text[..found.start()].chars().next_back()) && !joined(text[found.end()..].chars().next()) {
-            push(spans, found.range(), Kind::Number);
+        for found in regex.find_iter(text) {
+            if !joined(text[..found.start()].chars().next_back()) && !joined(text[found.end()..].chars().next()) {
+                push(spans, found.range(), kind);
+            }
         }
     }
 }
@@ -260,6 +273,24 @@ mod tests {
                 Format::Plain
             ),
             ["$4.50", "10 %", "12:30 pm", "5", "3rd"].map(|n| (n, Kind::Number))
+        );
+    }
+
+    #[test]
+    fn character_references_that_stand_by_themselves() {
+        assert_eq!(
+            found(
+                "salt &amp; pepper &#128514;&#x1F602; &#105; R&amp;B b&#257;d &no; 5",
+                Format::Plain
+            ),
+            vec![
+                ("&amp;", Kind::CharacterReference),
+                ("&#128514;", Kind::CharacterReference),
+                ("&#x1F602;", Kind::CharacterReference),
+                ("105", Kind::Number),
+                ("257", Kind::Number),
+                ("5", Kind::Number),
+            ]
         );
     }
 

@@ -81,7 +81,12 @@ fn core(word: &str) -> &str {
 
 /// The protected stretches at the very start and at the very end of the source.
 fn edges<'a>(source: &'a str, spans: &[Span]) -> (&'a str, &'a str) {
-    let is_word = |span: &&Span| matches!(span.kind, Kind::Mention | Kind::Tag | Kind::Url | Kind::Email);
+    let is_word = |span: &&Span| {
+        matches!(
+            span.kind,
+            Kind::Mention | Kind::Tag | Kind::Url | Kind::Email | Kind::CharacterReference
+        )
+    };
     let mut start = 0;
     for span in spans.iter().filter(is_word) {
         let between = source.get(start..span.range.start).unwrap_or("x");
