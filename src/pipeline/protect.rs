@@ -37,7 +37,7 @@ pub enum Kind {
     Mention,
     /// `#tag`.
     Tag,
-    /// `&amp;` or `&#128514;`, where no letters adjoin it.
+    /// `&amp;` or `&#128514;`, or several in a row, where no letters adjoin.
     CharacterReference,
     /// A number with its currency or unit.
     Number,
@@ -129,7 +129,7 @@ static TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:^|[^\w#&])(#\w+)"));
 /// Not those of letters and digits of English: they are a disguise.
 static CHARACTER_REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
-        r"&(?:#(?:12[89]|1[3-9][0-9]|[2-9][0-9]{2}|[0-9]{4,7})|#[xX][0-9a-fA-F]{3,6}|amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|[lr][sd]quo);",
+        r"(?:&(?:#(?:12[89]|1[3-9][0-9]|[2-9][0-9]{2}|[0-9]{4,7})|#[xX][0-9a-fA-F]{3,6}|amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|[lr][sd]quo);)+",
     )
 });
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
@@ -285,8 +285,7 @@ mod tests {
             ),
             vec![
                 ("&amp;", Kind::CharacterReference),
-                ("&#128514;", Kind::CharacterReference),
-                ("&#x1F602;", Kind::CharacterReference),
+                ("&#128514;&#x1F602;", Kind::CharacterReference),
                 ("105", Kind::Number),
                 ("257", Kind::Number),
                 ("5", Kind::Number),

@@ -24,8 +24,7 @@ pub fn restore(source: &str, spans: &[Span], candidate: &str) -> String {
     }
     text = restore_words(source, spans, &text);
     let (head, tail) = edges(source, spans);
-    let has_none =
-        |edge: &str, text: &str| !edge.is_empty() && edge.split_whitespace().all(|word| !text.contains(word));
+    let has_none = |edge: &str, text: &str| !edge.is_empty() && parts(edge).all(|part| !text.contains(part));
     if has_none(head, &text) {
         text = format!("{head} {text}");
     }
@@ -33,6 +32,13 @@ pub fn restore(source: &str, spans: &[Span], candidate: &str) -> String {
         text = format!("{text} {tail}");
     }
     text
+}
+
+/// The words of an edge; character references in a row are a word each.
+fn parts(edge: &str) -> impl Iterator<Item = &str> {
+    edge.split_inclusive(|c: char| c.is_whitespace() || c == ';')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
 }
 
 fn texts<'a>(source: &'a str, spans: &[Span]) -> Vec<&'a str> {
@@ -127,6 +133,13 @@ mod tests {
             restored("@Bob @Eve you idiot", "You are wrong").unwrap(),
             "@Bob @Eve You are wrong"
         );
+    }
+
+    #[test]
+    fn part_of_what_stood_at_an_end_is_not_put_back_twice() {
+        let source = "you idiot &#128514;&#128557;";
+        assert_eq!(restored(source, "you").unwrap(), "you &#128514;&#128557;");
+        assert_eq!(restored(source, "you &#128514;"), None);
     }
 
     #[test]
