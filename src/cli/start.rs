@@ -29,6 +29,9 @@ pub(super) async fn deploy(residents: &Residents, config: &ModelConfig) -> Resul
         if let Some(last) = last
             && wanted.as_ref().is_none_or(|wanted| *wanted == last.active)
         {
+            if wanted.is_none() {
+                mention_unregistered(loader, config).await;
+            }
             return match residents.follow(&last).await {
                 Ok(_) => Ok(()),
                 Err(error) => Err(failed(
@@ -117,6 +120,19 @@ async fn shipped(loader: &Loader, config: &ModelConfig) -> Result<AdapterVersion
         ))
     })?;
     register_shipped(loader, shipped).await.map_err(failed)
+}
+
+/// What was deployed stays after an upgrade; that the program came with a newer adapter should be known.
+async fn mention_unregistered(loader: &Loader, config: &ModelConfig) {
+    let Some(shipped) = ShippedAdapter::for_base(&config.model) else {
+        return;
+    };
+    let version = shipped.version();
+    if let Ok(None) = loader.registry().resolve(&AdapterRef::from(&version)).await {
+        tracing::info!(
+            "{version} came with this program and is not registered here; start with --adapter {version} to serve it"
+        );
+    }
 }
 
 async fn register_shipped(loader: &Loader, shipped: &'static ShippedAdapter) -> Result<AdapterVersion, String> {

@@ -1,17 +1,31 @@
 //! Whether a rewrite kept the protected stretches of its source, and putting back those whose
 //! place is beyond doubt.
 
+use std::ops::Range;
+
 use super::protect::{Kind, Span};
 
-/// Whether every protected stretch of `source` stands in `candidate` as often as in the source.
+/// Whether every protected stretch of `source` stands in `candidate` as often as in the source, and as free of letters and digits beside it.
 ///
 /// Numbers are left out: they are compared by value, see [`super::protect::numbers`].
 pub fn keeps_all(source: &str, spans: &[Span], candidate: &str) -> bool {
-    let mut texts = texts(source, spans);
-    texts.sort_unstable();
-    texts
-        .chunk_by(|a, b| a == b)
-        .all(|same| candidate.matches(same[0]).count() >= same.len())
+    let text = |span: &Span| source.get(span.range.clone()).unwrap_or_default();
+    let mut spans: Vec<&Span> = spans.iter().filter(|span| span.kind != Kind::Number).collect();
+    spans.sort_unstable_by_key(|span| text(span));
+    spans.chunk_by(|a, b| text(a) == text(b)).all(|same| {
+        let was_free = same.iter().all(|span| is_free(source, &span.range));
+        let stands = candidate
+            .match_indices(text(same[0]))
+            .filter(|(at, found)| !was_free || is_free(candidate, &(*at..at + found.len())));
+        stands.count() >= same.len()
+    })
+}
+
+/// Whether no letter and no digit adjoins a stretch.
+fn is_free(text: &str, range: &Range<usize>) -> bool {
+    let before = text.get(..range.start).and_then(|before| before.chars().next_back());
+    let after = text.get(range.end..).and_then(|after| after.chars().next());
+    ![before, after].into_iter().flatten().any(char::is_alphanumeric)
 }
 
 /// `candidate` with what it lost of the protected stretches, as far as their place is clear:
@@ -140,6 +154,13 @@ mod tests {
         let source = "you idiot &#128514;&#128557;";
         assert_eq!(restored(source, "you").unwrap(), "you &#128514;&#128557;");
         assert_eq!(restored(source, "you &#128514;"), None);
+    }
+
+    #[test]
+    fn a_word_that_grew_is_not_kept() {
+        assert_eq!(restored("ask @Bob you idiot now", "ask @Bobby you know now"), None);
+        assert_eq!(restored("salt &amp; pepper idiot", "salt &amp;pepper friend"), None);
+        assert!(restored("run `x`s idiot", "run `x`s friend").is_some());
     }
 
     #[test]

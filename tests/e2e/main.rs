@@ -203,6 +203,42 @@ fn serve_with(arguments: &[&str]) -> Service {
     }
 }
 
+#[test]
+fn an_adapter_that_came_with_an_upgrade_is_mentioned_and_not_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let log_of_start = |more: &[&str]| {
+        let data = folder.path().to_str().unwrap();
+        let mut child = detoxd(&[
+            "serve",
+            "--model",
+            "tiny",
+            "--listen",
+            "127.0.0.1:0",
+            "--data-dir",
+            data,
+        ])
+        .args(more)
+        .spawn()
+        .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut log = Vec::new();
+        for line in lines {
+            log.push(line);
+            if log.last().is_some_and(|line| line.contains("ready: ")) {
+                break;
+            }
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        log.join("\n")
+    };
+    let first = log_of_start(&["--adapter", "none"]);
+    assert!(!first.contains("--adapter tiny@1"), "{first}");
+    let second = log_of_start(&[]);
+    assert!(second.contains("start with --adapter tiny@1 to serve it"), "{second}");
+    assert!(!second.contains("an adapter is loaded"), "{second}");
+}
+
 fn post(service: &Service, path: &str, body: &str) -> serde_json::Value {
     let url = format!("http://{}{path}", service.address);
     let mut response = ureq::post(&url)
