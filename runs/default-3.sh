@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # How assets/adapters/smollm2-135m/default-3 was made from default-2: rejection sampling in two rounds, each followed by contrastive perplexity on
-# the best and worst of what was sampled; the mean of both rounds. An hour and a half on two cores with bf16 dot products. The sentences of the adapter that is shipped came
+# the best and worst of what was sampled; the mean of both rounds. Some 45 minutes on two cores with bf16 dot products, half of them sampling. The sentences of the adapter that is shipped came
 # from draws of an earlier form of these scripts; these commands make sets of the same kinds.
 #
 #   DATA=folder with detox/{train,valid}.jsonl, toxicity/{train,valid}.jsonl and text/comments.neutral.txt

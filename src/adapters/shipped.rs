@@ -19,36 +19,27 @@ pub struct ShippedAdapter {
     weights: &'static [u8],
 }
 
+macro_rules! shipped {
+    ($name:literal, $number:literal, $base:literal) => {
+        ShippedAdapter {
+            name: $name,
+            number: $number,
+            base: $base,
+            config: shipped!(file "adapter_config.json", $name, $number, $base),
+            weights: shipped!(file "adapter_model.safetensors", $name, $number, $base),
+        }
+    };
+    (file $file:literal, $name:literal, $number:literal, $base:literal) => {
+        include_bytes!(concat!("../../assets/adapters/", $base, "/", $name, "-", $number, "/", $file))
+    };
+}
+
 /// A version stays once it was shipped: deployments name it.
 static SHIPPED: [ShippedAdapter; 4] = [
-    ShippedAdapter {
-        name: "default",
-        number: 1,
-        base: "smollm2-135m",
-        config: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_config.json"),
-        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-1/adapter_model.safetensors"),
-    },
-    ShippedAdapter {
-        name: "default",
-        number: 2,
-        base: "smollm2-135m",
-        config: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_config.json"),
-        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-2/adapter_model.safetensors"),
-    },
-    ShippedAdapter {
-        name: "default",
-        number: 3,
-        base: "smollm2-135m",
-        config: include_bytes!("../../assets/adapters/smollm2-135m/default-3/adapter_config.json"),
-        weights: include_bytes!("../../assets/adapters/smollm2-135m/default-3/adapter_model.safetensors"),
-    },
-    ShippedAdapter {
-        name: "tiny",
-        number: 1,
-        base: "tiny",
-        config: include_bytes!("../../assets/adapters/tiny/tiny-1/adapter_config.json"),
-        weights: include_bytes!("../../assets/adapters/tiny/tiny-1/adapter_model.safetensors"),
-    },
+    shipped!("default", 1, "smollm2-135m"),
+    shipped!("default", 2, "smollm2-135m"),
+    shipped!("default", 3, "smollm2-135m"),
+    shipped!("tiny", 1, "tiny"),
 ];
 
 impl ShippedAdapter {

@@ -1,6 +1,6 @@
 //! When no rewrite is good enough: hide the words that are toxic by themselves, no more of them than needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use super::options::Threshold;
@@ -25,6 +25,9 @@ const TRIED_AT_ONCE: usize = 8;
 
 /// Toxicity over which a word is toxic by itself, if the threshold is not lower.
 const BY_ITSELF: f32 = 0.5;
+
+/// Most different words that are judged by themselves: a judge that is a model takes milliseconds for each.
+const MOST_WORDS: usize = 256;
 
 /// Masks the words of `sentence` that add most to its toxicity, worst first, until it is at or under the threshold: no more of them than
 /// needed, but for an eighth where it takes many. `None` if it is not, even with every word outside of `spans` masked that is toxic by itself: what
@@ -65,11 +68,13 @@ fn worst_first(sentence: &str, spans: &[Span], scorer: &dyn Toxicity, threshold:
         .filter(|(word, _)| !groups::is_name(&sentence[word.clone()]))
         .collect();
     blamed.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    let texts: Vec<&str> = blamed.iter().map(|(word, _)| &sentence[word.clone()]).collect();
-    let toxicities = toxicities_of(scorer, &texts);
-    let by_itself = threshold.get().min(BY_ITSELF);
-    let words = blamed.into_iter().zip(toxicities);
-    let toxic = words.filter_map(|((word, _), toxicity)| (toxicity > by_itself).then_some(word));
+    let toxic = toxic_by_themselves(
+        blamed.iter().map(|(word, _)| &sentence[word.clone()]),
+        scorer,
+        threshold,
+    );
+    let words = blamed.iter().map(|(word, _)| word.clone());
+    let toxic = words.filter(|word| toxic.contains(&sentence[word.clone()]));
     // A scorer's words may be coarser or finer than ours: never mask a stretch twice. The chosen ones, by where they begin.
     let mut chosen: BTreeMap<usize, usize> = BTreeMap::new();
     toxic
@@ -83,6 +88,23 @@ fn worst_first(sentence: &str, spans: &[Span], scorer: &dyn Toxicity, threshold:
             }
             is_free
         })
+        .collect()
+}
+
+/// Those of the first [`MOST_WORDS`] different words that are toxic without the others.
+fn toxic_by_themselves<'s>(
+    words: impl Iterator<Item = &'s str>,
+    scorer: &dyn Toxicity,
+    threshold: Threshold,
+) -> HashSet<&'s str> {
+    let mut seen = HashSet::new();
+    let words: Vec<&str> = words.filter(|word| seen.insert(*word)).take(MOST_WORDS).collect();
+    let toxicities = toxicities_of(scorer, &words);
+    let highest = threshold.get().min(BY_ITSELF);
+    let judged = words.into_iter().zip(toxicities);
+    judged
+        .filter(|(_, toxicity)| *toxicity > highest)
+        .map(|(word, _)| word)
         .collect()
 }
 
@@ -147,6 +169,35 @@ mod tests {
         let masked = |text| mask(text, &[], &Claims, Threshold::default()).map(|masked| masked.text);
         assert_eq!(masked("Muslims and idiots").unwrap(), "Muslims and ***");
         assert_eq!(masked("Muslims should go, idiot"), None);
+    }
+
+    #[test]
+    fn a_word_is_judged_once_and_few_are() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        #[derive(Default)]
+        struct Counting(AtomicUsize);
+        impl Toxicity for Counting {
+            fn score(&self, text: &str) -> f32 {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                WordToxicity.score(text)
+            }
+            fn attributions(&self, text: &str) -> Vec<(Range<usize>, f32)> {
+                let words = text.unicode_word_indices();
+                words.map(|(at, word)| (at..at + word.len(), 1.0)).collect()
+            }
+        }
+        let asked = |sentence: &str| {
+            let scorer = Counting::default();
+            let masked = mask(sentence, &[], &scorer, Threshold::default());
+            (masked.is_some(), scorer.0.into_inner())
+        };
+        // One word, and the numbers of masks that are tried.
+        let (masked, times) = asked(&"idiot ".repeat(5000));
+        assert!(masked && times < 100, "{times}");
+        let different: String = (0..5000).map(|number| format!("word{number} ")).collect();
+        let (masked, times) = asked(&(different + "idiot"));
+        assert!(!masked && times == MOST_WORDS, "{times}");
     }
 
     #[test]

@@ -129,7 +129,7 @@ static TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?:^|[^\w#&])(#\w+)"));
 /// Not those of letters and digits of English: they are a disguise.
 static CHARACTER_REFERENCE: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
-        r"(?:&(?:#(?:12[89]|1[3-9][0-9]|[2-9][0-9]{2}|[0-9]{4,7})|#[xX][0-9a-fA-F]{3,6}|amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|[lr][sd]quo);)+",
+        r"(?:&(?:#(?:12[89]|1[3-9][0-9]|[2-9][0-9]{2}|[1-9][0-9]{3,6})|#[xX][1-9a-fA-F][0-9a-fA-F]{2,5}|amp|lt|gt|quot|apos|nbsp|hellip|mdash|ndash|[lr][sd]quo);)+",
     )
 });
 static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
@@ -140,6 +140,14 @@ static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
         r"|\s?(?:mm|cm|km|mg|kg|lbs?|oz|ml|ft|mph|kmh|hz|khz|mhz|ghz|kb|mb|gb|tb|kwh?|usd|eur|gbp|am|pm|ms|hrs?|mins?|secs?)\b)?"
     ))
 });
+
+/// Whether a stretch of a text is no part of a word: no letter, no digit and no underscore adjoins it.
+pub(super) fn stands_alone(text: &str, range: &Range<usize>) -> bool {
+    let before = text.get(..range.start).and_then(|before| before.chars().next_back());
+    let after = text.get(range.end..).and_then(|after| after.chars().next());
+    let joins = |c: char| c.is_alphanumeric() || c == '_';
+    ![before, after].into_iter().flatten().any(joins)
+}
 
 /// What a plain text has.
 fn plain(text: &str, spans: &mut Vec<Span>) {
@@ -162,11 +170,9 @@ fn plain(text: &str, spans: &mut Vec<Span>) {
         (&CHARACTER_REFERENCE, Kind::CharacterReference),
         (&NUMBER, Kind::Number),
     ] {
-        let joined = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-        for found in regex.find_iter(text) {
-            if !joined(text[..found.start()].chars().next_back()) && !joined(text[found.end()..].chars().next()) {
-                push(spans, found.range(), kind);
-            }
+        let alone = regex.find_iter(text).filter(|found| stands_alone(text, &found.range()));
+        for found in alone {
+            push(spans, found.range(), kind);
         }
     }
 }
@@ -280,13 +286,14 @@ mod tests {
     fn character_references_that_stand_by_themselves() {
         assert_eq!(
             found(
-                "salt &amp; pepper &#128514;&#x1F602; &#105; R&amp;B b&#257;d &no; 5",
+                "salt &amp; pepper &#128514;&#x1F602; &#105; &#00105; R&amp;B b&#257;d &no; 5",
                 Format::Plain
             ),
             vec![
                 ("&amp;", Kind::CharacterReference),
                 ("&#128514;&#x1F602;", Kind::CharacterReference),
                 ("105", Kind::Number),
+                ("00105", Kind::Number),
                 ("257", Kind::Number),
                 ("5", Kind::Number),
             ]

@@ -1,11 +1,9 @@
 //! Whether a rewrite kept the protected stretches of its source, and putting back those whose
 //! place is beyond doubt.
 
-use std::ops::Range;
+use super::protect::{Kind, Span, stands_alone};
 
-use super::protect::{Kind, Span};
-
-/// Whether every protected stretch of `source` stands in `candidate` as often as in the source, and as free of letters and digits beside it.
+/// Whether every protected stretch of `source` stands in `candidate` as often as in the source, and by itself where it did.
 ///
 /// Numbers are left out: they are compared by value, see [`super::protect::numbers`].
 pub fn keeps_all(source: &str, spans: &[Span], candidate: &str) -> bool {
@@ -13,19 +11,12 @@ pub fn keeps_all(source: &str, spans: &[Span], candidate: &str) -> bool {
     let mut spans: Vec<&Span> = spans.iter().filter(|span| span.kind != Kind::Number).collect();
     spans.sort_unstable_by_key(|span| text(span));
     spans.chunk_by(|a, b| text(a) == text(b)).all(|same| {
-        let was_free = same.iter().all(|span| is_free(source, &span.range));
+        let stood_alone = same.iter().all(|span| stands_alone(source, &span.range));
         let stands = candidate
             .match_indices(text(same[0]))
-            .filter(|(at, found)| !was_free || is_free(candidate, &(*at..at + found.len())));
+            .filter(|(at, found)| !stood_alone || stands_alone(candidate, &(*at..at + found.len())));
         stands.count() >= same.len()
     })
-}
-
-/// Whether no letter and no digit adjoins a stretch.
-fn is_free(text: &str, range: &Range<usize>) -> bool {
-    let before = text.get(..range.start).and_then(|before| before.chars().next_back());
-    let after = text.get(range.end..).and_then(|after| after.chars().next());
-    ![before, after].into_iter().flatten().any(char::is_alphanumeric)
 }
 
 /// `candidate` with what it lost of the protected stretches, as far as their place is clear:
