@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use detoxd::access::Actor;
@@ -113,18 +114,25 @@ impl Bench {
         let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, written) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 *written.lock().unwrap() += &(line + "\n");
             }
         });
-        Worker { child, log, data_dir }
+        Worker {
+            child,
+            log,
+            reader: Some(reader),
+            data_dir,
+        }
     }
 
     /// Waits for a worker that runs one job.
     fn once(&self, machine: &str) -> String {
         let mut worker = self.worker(machine, &["--once"]);
         let status = worker.child.wait().unwrap();
+        // What it wrote last may not have been read yet.
+        worker.reader.take().unwrap().join().unwrap();
         assert!(status.success(), "{status}: {}", worker.log());
         worker.log()
     }
@@ -174,6 +182,7 @@ fn store_url(folder: &Path) -> String {
 struct Worker {
     child: Child,
     log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
     data_dir: PathBuf,
 }
 
