@@ -8,7 +8,7 @@ use super::assemble::{Assembled, Assembler, SegmentObserver};
 use super::decide::{Rule, Task, annotated, blocked};
 use super::join::try_join_bounded;
 use super::judges::Judges;
-use super::legible::legible;
+use super::legible::{legible, spelt_out};
 use super::options::{Action, MAX_CANDIDATES, Options};
 use super::outcome::{Detoxified, DetoxifyError, Usage};
 use super::protect::{self, Span};
@@ -266,7 +266,11 @@ impl Detoxifier {
         } else {
             1
         };
-        let sentence = legible(task.core());
+        let core = legible(task.core()).into_owned();
+        let spelt = self
+            .judges
+            .judge(move |judges| spelt_out(&core, judges.toxicity.as_ref()).into_owned());
+        let sentence = spelt.await?;
         let request = RewriteRequest {
             sentence: &sentence,
             adapter: &options.adapter,

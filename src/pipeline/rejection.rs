@@ -16,7 +16,7 @@ pub enum Rejection {
     Repetition,
     /// It is in another script.
     Script,
-    /// An address, a name, a tag or markup is missing.
+    /// An address, a name, a tag or markup is missing, or one is new.
     Protected,
     /// A number is missing, changed, or new.
     Number,

@@ -1,7 +1,8 @@
-//! Whether a rewrite kept the protected stretches of its source, and putting back those whose
+//! Whether a rewrite kept the protected stretches of its source and added none, and putting back those whose
 //! place is beyond doubt.
 
-use super::protect::{Kind, Span, stands_alone};
+use super::options::Format;
+use super::protect::{Kind, Span, find, stands_alone};
 
 /// Whether every protected stretch of `source` stands in `candidate` as often as in the source, and by itself where it did.
 ///
@@ -17,6 +18,23 @@ pub fn keeps_all(source: &str, spans: &[Span], candidate: &str) -> bool {
             .filter(|(at, found)| !stood_alone || stands_alone(candidate, &(*at..at + found.len())));
         stands.count() >= same.len()
     })
+}
+
+/// Whether `candidate` has no address, name, tag or character reference that `source` lacks: a model that spells one wrong links or calls
+/// something else.
+pub fn adds_none(source: &str, candidate: &str) -> bool {
+    find(candidate, Format::Plain)
+        .iter()
+        .filter(|span| is_name(span.kind))
+        .all(|span| source.contains(&candidate[span.range.clone()]))
+}
+
+/// Whether it is a word that stands for something elsewhere.
+fn is_name(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Mention | Kind::Tag | Kind::Url | Kind::Email | Kind::CharacterReference
+    )
 }
 
 /// `candidate` with what it lost of the protected stretches, as far as their place is clear:
@@ -92,14 +110,8 @@ fn core(word: &str) -> &str {
 
 /// The protected stretches at the very start and at the very end of the source.
 fn edges<'a>(source: &'a str, spans: &[Span]) -> (&'a str, &'a str) {
-    let is_word = |span: &&Span| {
-        matches!(
-            span.kind,
-            Kind::Mention | Kind::Tag | Kind::Url | Kind::Email | Kind::CharacterReference
-        )
-    };
     let mut start = 0;
-    for span in spans.iter().filter(is_word) {
+    for span in spans.iter().filter(|span| is_name(span.kind)) {
         let between = source.get(start..span.range.start).unwrap_or("x");
         if !between.trim().is_empty() {
             break;
@@ -107,7 +119,7 @@ fn edges<'a>(source: &'a str, spans: &[Span]) -> (&'a str, &'a str) {
         start = span.range.end;
     }
     let mut end = source.len();
-    for span in spans.iter().rev().filter(is_word) {
+    for span in spans.iter().rev().filter(|span| is_name(span.kind)) {
         let between = source.get(span.range.end..end).unwrap_or("x");
         if !between.trim().is_empty() || span.range.start < start {
             break;

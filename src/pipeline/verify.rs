@@ -8,7 +8,7 @@ use super::checks::{
 use super::options::Threshold;
 use super::protect::{Span, numbers};
 use super::rejection::Rejection;
-use super::restore::{keeps_all, restore};
+use super::restore::{adds_none, keeps_all, restore};
 use super::rewriter::Candidate;
 use super::scorers::{similarities_of, toxicities_of};
 use super::style::Style;
@@ -257,7 +257,7 @@ fn check_text(source: &Source<'_>, text: &str) -> Result<(), Rejection> {
     if changes_script(source.core, text) {
         return Err(Rejection::Script);
     }
-    if !keeps_all(source.core, source.spans, text) {
+    if !keeps_all(source.core, source.spans, text) || !adds_none(source.core, text) {
         return Err(Rejection::Protected);
     }
     if numbers(source.core) != numbers(text) || invents_number(source.core, text) {
@@ -341,6 +341,7 @@ mod tests {
             assert_eq!(reason(source, candidate), expected, "{candidate}");
         }
         assert_eq!(reason("ask @Bob you idiot now", "ask him now"), "protected");
+        assert_eq!(reason("ask @Bob you idiot now", "ask @Bob now #5"), "protected");
         assert_eq!(reason("I don't like this stupid idea", "I like this idea"), "negation");
     }
 
