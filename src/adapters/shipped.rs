@@ -35,10 +35,11 @@ macro_rules! shipped {
 }
 
 /// A version stays once it was shipped: deployments name it.
-static SHIPPED: [ShippedAdapter; 4] = [
+static SHIPPED: [ShippedAdapter; 5] = [
     shipped!("default", 1, "smollm2-135m"),
     shipped!("default", 2, "smollm2-135m"),
     shipped!("default", 3, "smollm2-135m"),
+    shipped!("default", 4, "smollm2-135m"),
     shipped!("tiny", 1, "tiny"),
 ];
 

@@ -156,11 +156,11 @@ fn logits_with_an_adapter_trained_by_peft_are_those_of_peft() {
 fn the_shipped_adapters_fit() {
     let Some(path) = file("DETOXD_TEST_BASE") else { return };
     let decoder = load(&path, Purpose::ServeQuantized);
-    for name in ["default@1", "default@2", "default@3"] {
+    for name in ["default@1", "default@2", "default@3", "default@4"] {
         let shipped = ShippedAdapter::find(&name.parse().unwrap()).unwrap();
         let lease = shipped.load(decoder.config(), decoder.placement()).unwrap();
         assert_eq!(lease.version().to_string(), name);
     }
     let newest = ShippedAdapter::for_base("smollm2-135m").unwrap();
-    assert_eq!(newest.version().to_string(), "default@3");
+    assert_eq!(newest.version().to_string(), "default@4");
 }

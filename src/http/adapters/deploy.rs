@@ -39,7 +39,7 @@ pub struct TrafficRequest {
     /// Versions that get a part; what they leave goes to the active one. They add up to 1 at most.
     weights: Vec<Weight>,
     /// A version that answers copies of requests, unseen; null for none.
-    #[schema(example = "default@3")]
+    #[schema(example = "default@4")]
     shadow: Option<String>,
     /// The version that must be active, `name@version`; when another one is, nothing changes (409).
     #[schema(example = "default@1")]
