@@ -18,7 +18,8 @@ mkdir -p "$OUT"
 
 # Likelihoods under the base model, for people.py.
 "$detoxd" serve --listen "$SERVICE" --data-dir "$OUT/service" &
-trap 'kill $!' EXIT
+service=$!
+trap 'kill "$service"' EXIT
 
 # Harmless sentences, which are their own rewrites: 300 a round.
 python runs/default-2-sets.py neutral "$DATA" | shuf -n 600 --random-source=<(yes) >"$OUT/harmless.txt"

@@ -20,7 +20,8 @@ mkdir -p "$OUT"
 
 # Likelihoods under the base model, for people.py.
 "$detoxd" serve --listen "$SERVICE" --data-dir "$OUT/service" &
-trap 'kill $!' EXIT
+service=$!
+trap 'kill "$service"' EXIT
 
 python runs/default-2-sets.py neutral "$DATA" | shuf -n 600 --random-source=<(yes) >"$OUT/harmless.txt"
 split --lines 300 --numeric-suffixes=1 --suffix-length 1 "$OUT/harmless.txt" "$OUT/harmless-"

@@ -266,11 +266,11 @@ impl Detoxifier {
         } else {
             1
         };
-        let core = legible(task.core()).into_owned();
-        let spelt = self
+        let core = task.core().to_owned();
+        let seen = self
             .judges
-            .judge(move |judges| spelt_out(&core, judges.toxicity.as_ref()).into_owned());
-        let sentence = spelt.await?;
+            .judge(move |judges| spelt_out(&legible(&core), judges.toxicity.as_ref()).into_owned());
+        let sentence = seen.await?;
         let request = RewriteRequest {
             sentence: &sentence,
             adapter: &options.adapter,

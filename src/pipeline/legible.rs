@@ -40,7 +40,12 @@ pub(super) fn spelt_out<'s>(sentence: &'s str, scorer: &dyn Toxicity) -> Cow<'s,
         })
         .filter(|(place, word)| sentence[place.clone()].to_lowercase() != *word)
         .collect();
-    disguised.sort_by_key(|(place, _)| place.start);
+    if disguised.is_empty() {
+        return Cow::Borrowed(sentence);
+    }
+    // Two readings may agree on a word: it is judged once.
+    disguised.sort_by_key(|(place, word)| (place.start, place.end, *word));
+    disguised.dedup();
     let words: Vec<&str> = disguised.iter().map(|(_, word)| *word).collect();
     let mut seen = String::with_capacity(sentence.len());
     let mut at = 0;
